@@ -31,3 +31,9 @@ class CheckpointError(UserError):
     """A run folder or checkpoint is damaged, belongs to another recipe, or cannot be written."""
 
     exit_code = 5
+
+
+class TrainingError(UserError):
+    """Training went where it must not: numbers that are not finite, a sampler that is not the policy."""
+
+    exit_code = 6

@@ -1,0 +1,121 @@
+"""What a recipe amounts to, as far as its text says: steps, updates, tokens, and the files it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.config.parts import Rejection, Source
+from posttrain.config.recipe import Recipe
+from posttrain.config.stages import DPO, GRPO, SFT, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """The size of one stage. None where it depends on how many rows the data has."""
+
+    folder: str
+    kind: str
+    reads: str
+    """Its sources and their amounts."""
+    batch: str
+    """What one step holds."""
+    steps: int | None
+    """Rollout steps (grpo) or optimizer steps; an upper bound where rows may be dropped."""
+    updates: int | None
+    """Optimizer updates."""
+    sampled_tokens: int | None
+    """Most tokens that are sampled."""
+    trained_tokens: int | None
+    """Most tokens, prompts included, that pass through the learner with a gradient."""
+
+
+def plan(recipe: Recipe) -> list[StagePlan]:
+    """The plan of each stage, in order."""
+    return [_stage(stage, recipe.stage_folder(index)) for index, stage in enumerate(recipe.stages)]
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """One sentence for each local file that the recipe names and that is not there."""
+    named = [
+        (f"stages.{i}.{key}.{n}.path", source.path)
+        for i, stage in enumerate(recipe.stages)
+        for key, sources in stage.sources
+        for n, source in enumerate(sources)
+    ]
+    if recipe.evaluation is not None:
+        named.append(("evaluation.problems.path", recipe.evaluation.problems.path))
+    if recipe.chat_template is not None and recipe.chat_template.endswith(".jinja"):
+        named.append(("chat_template", recipe.chat_template))
+    if recipe.model.startswith((".", "/", "~")):
+        named.append(("model", recipe.model))
+    return [
+        f"{key} is {path}, which does not exist"
+        for key, path in named
+        if path is not None and not Path(path).expanduser().exists()
+    ]
+
+
+def num_rows(sources: Iterable[Source]) -> int | None:
+    """Rows in all, or None where a source is taken by fraction."""
+    amounts = [source.amount for source in sources]
+    return sum(map(int, amounts)) if all(isinstance(amount, int) for amount in amounts) else None
+
+
+def _stage(stage: Stage, folder: str) -> StagePlan:
+    settings = stage.settings
+    reads = ", ".join(_reads(source) for _, sources in stage.sources for source in sources)
+    if isinstance(settings, GRPO):
+        completions = settings.num_steps * settings.completions_per_step
+        longest = settings.max_prompt_tokens + settings.max_new_tokens
+        return StagePlan(
+            folder,
+            "grpo",
+            reads,
+            f"{settings.prompts_per_step} prompts x {settings.samples_per_prompt} = "
+            f"{settings.completions_per_step} completions, {settings.updates_per_step} updates of "
+            f"{settings.rows_per_update}",
+            settings.num_steps,
+            settings.num_updates,
+            completions * settings.max_new_tokens,
+            completions * settings.inner_epochs * longest,
+        )
+    return _supervised(settings, folder, reads)
+
+
+def _supervised(settings: SFT | DPO, folder: str, reads: str) -> StagePlan:
+    is_sft = isinstance(settings, SFT)
+    size = settings.batch_rows if isinstance(settings, SFT) else settings.batch_pairs
+    rows, sampled = num_rows(settings.data), 0 if settings.rejection is None else None
+    if settings.rejection is not None:
+        kept, sampled = _rejection(settings.rejection)
+        rows = None if rows is None or kept is None else rows + kept
+    steps = None if rows is None else -(-rows // size) * settings.epochs
+    sides = 1 if is_sft else 2
+    return StagePlan(
+        folder,
+        "sft" if is_sft else "dpo",
+        reads,
+        f"{size} {'conversations' if is_sft else 'pairs'}, {settings.epochs} "
+        f"epoch{'s' * (settings.epochs > 1)}",
+        steps,
+        steps,
+        sampled,
+        None if rows is None else rows * settings.epochs * settings.max_tokens * sides,
+    )
+
+
+def _rejection(rejection: Rejection) -> tuple[int | None, int | None]:
+    """Most rows kept, and most tokens sampled."""
+    problems = num_rows(rejection.problems)
+    if problems is None:
+        return None, None
+    samples = problems * rejection.samples_per_problem
+    return problems * rejection.keep_per_problem, samples * rejection.max_new_tokens
+
+
+def _reads(source: Source) -> str:
+    if isinstance(source.amount, int):
+        return f"{source.label} ({source.amount:,} rows)"
+    return f"{source.label} (all)" if source.amount == 1.0 else f"{source.label} ({source.amount:g} of it)"

@@ -1,0 +1,71 @@
+"""The recipe: everything a run depends on, in one frozen value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from posttrain.config.parts import Evaluation, FolderName, Part, Runtime, Seed, Text
+from posttrain.config.stages import Stage
+
+
+def _default_output(values: dict[str, Any]) -> str:
+    return f"runs/{values.get('name', 'unnamed')}"
+
+
+class Recipe(Part):
+    """A run: a model, the stages it goes through in order, and how each is evaluated."""
+
+    name: FolderName = Field(description="Name of the run.")
+    description: str = Field(default="", description="One sentence that `posttrain recipes` shows.")
+    model: Text = Field(
+        description="The model to start from: a folder, a built-in name (`posttrain models list`) or a hub "
+        "id."
+    )
+    model_revision: Text | None = Field(
+        default=None, description="Commit, tag or branch of a hub model; null is its newest commit."
+    )
+    chat_template: Text | None = Field(
+        default=None,
+        description="How conversations become text: tulu, olmo or a .jinja file; null is the model's own.",
+    )
+    seed: Seed = Field(default=1, description="Seed of everything random in the run.")
+    output: Text = Field(
+        default_factory=_default_output, description="Run folder, relative to here; runs/NAME if not given."
+    )
+    runtime: Runtime = Field(default=Runtime(), description="Where and in what portions the work is done.")
+    evaluation: Evaluation | None = Field(
+        default=None,
+        description="What is measured before the first stage and after each; null measures nothing.",
+    )
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] = Field(
+        description="The stages, in order; each starts from the model that the one before it made.",
+        min_length=1,
+    )
+
+    @property
+    def output_path(self) -> Path:
+        """The run folder."""
+        return Path(self.output)
+
+    def stage_folder(self, index: int) -> str:
+        """Name of a stage's folder below `stages/`; `index` counts from 0, and 00-base is the start."""
+        return f"{index + 1:02d}-{self.stages[index].label}"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed but probably not meant, one sentence each."""
+        if self.evaluation is None:
+            return ()
+        held_out = self.evaluation.problems
+        shared = [
+            f"stages.{index}.{key}"
+            for index, stage in enumerate(self.stages)
+            for key, sources in stage.sources
+            if any((s.place, s.split) == (held_out.place, held_out.split) for s in sources)
+        ]
+        if not shared:
+            return ()
+        return (f"evaluation.problems is also trained on in {', '.join(shared)}, so its score says little",)

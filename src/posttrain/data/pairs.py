@@ -1,0 +1,39 @@
+"""Preferences to pairs of training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from posttrain.data.render import Renderer
+from posttrain.data.rows import Tally
+from posttrain.errors import DataError
+from posttrain.records import Dropped, Preference, Row
+
+
+def pair_rows(
+    preferences: Sequence[Preference], renderer: Renderer, *, max_tokens: int
+) -> tuple[list[tuple[Row, Row]], Dropped]:
+    """(chosen, rejected) rows, in order; only the last assistant turn of each is a target.
+
+    Their ids are the preference's with `/chosen` and `/rejected` after it. Dropped and counted, always both
+    sides: `too_long` if either has more than `max_tokens` tokens; `equal` if the template renders both alike;
+    `refused` by the renderer. Raises DataError if nothing is left.
+    """
+    pairs: list[tuple[Row, Row]] = []
+    tally = Tally()
+    for preference in preferences:
+        name = preference.id
+        try:
+            chosen = renderer.conversation(preference.chosen, train_on="last", id=f"{name}/chosen")
+            rejected = renderer.conversation(preference.rejected, train_on="last", id=f"{name}/rejected")
+        except DataError as error:
+            tally.drop("refused", str(error))
+            continue
+        longest = max(len(chosen.ids), len(rejected.ids))
+        if longest > max_tokens:
+            tally.drop("too_long", f"{name}: {longest:,} tokens, max_tokens is {max_tokens:,}")
+        elif chosen.ids == rejected.ids:
+            tally.drop("equal", f"{name}: chosen and rejected render to the same tokens")
+        else:
+            pairs.append((chosen, rejected))
+    return pairs, tally.result(len(pairs))

@@ -1,0 +1,189 @@
+"""The Llama and OLMo 2 decoder, over sequences laid end to end without padding.
+
+`Decoder` reads the parameters of an ordinary Hugging Face module and runs its own forward pass, so
+loading, saving and adapters stay Hugging Face's while training touches no padding. Parameters may be
+float32 masters: each weight is cast to the compute dtype where it is used, and its gradient arrives in
+float32. Left out: dropout, attention biases of other families, sliding windows; such models are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from posttrain.errors import ModelError
+from posttrain.model.ops import rms_norm, rotary, swiglu
+
+FAMILIES = ("llama", "olmo2")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes a decoder is made of, read from a Hugging Face config."""
+
+    family: str
+    num_layers: int
+    hidden: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    norm_eps: float
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """The shape of `config`; ModelError for a family whose forward pass is not written here."""
+        if config.model_type not in FAMILIES:
+            raise ModelError(
+                f"models of type {config.model_type!r} are not supported; supported: {', '.join(FAMILIES)}"
+            )
+        if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+            raise ModelError(f"{config.model_type} models with biases are not supported")
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            family=config.model_type,
+            num_layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            vocab=config.vocab_size,
+            norm_eps=config.rms_norm_eps,
+            tied=bool(config.tie_word_embeddings),
+        )
+
+
+class Angles:
+    """cos and sin of the rotary angles, from the model's own inverse frequencies."""
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        rotary_embedding = LlamaRotaryEmbedding(config)
+        if rotary_embedding.rope_type in ("dynamic", "longrope"):
+            raise ModelError(f"rope scaling of type {rotary_embedding.rope_type!r} is not supported")
+        self._inverse_frequencies = rotary_embedding.inv_freq.float().to(device)  # (D/2,)
+        self._scale = float(rotary_embedding.attention_scaling)
+
+    def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(N, 1, D/2) cos and sin of `positions` (N,), in `dtype`."""
+        angles = positions.float()[:, None, None] * self._inverse_frequencies
+        return (angles.cos() * self._scale).to(dtype), (angles.sin() * self._scale).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each of N tokens sits when R rows are padded to a common length, for attention only.
+
+    Padding is on the right, so the causal mask alone keeps real queries off it.
+    """
+
+    rows: int
+    longest: int
+    slots: Tensor | None
+    """(N,) int64 index into the flattened (R * longest) grid; None when no row is shorter than it."""
+
+    @classmethod
+    def of(cls, lengths: tuple[int, ...], device: torch.device) -> Layout:
+        longest = max(lengths)
+        if all(length == longest for length in lengths):
+            return cls(len(lengths), longest, None)
+        rows = torch.tensor(lengths, device=device)
+        starts = torch.arange(len(lengths), device=device) * longest - (rows.cumsum(0) - rows)
+        slots = torch.arange(int(sum(lengths)), device=device) + torch.repeat_interleave(starts, rows)
+        return cls(len(lengths), longest, slots)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(N, heads, D) to (R, heads, longest, D); padding is zero."""
+        if self.slots is not None:
+            grid = x.new_zeros(self.rows * self.longest, *x.shape[1:])
+            x = grid.index_copy(0, self.slots, x)
+        return x.view(self.rows, self.longest, *x.shape[1:]).transpose(1, 2)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(R, heads, longest, D) back to (N, heads, D)."""
+        flat = x.transpose(1, 2).reshape(self.rows * self.longest, x.shape[1], x.shape[3])
+        return flat if self.slots is None else flat.index_select(0, self.slots)
+
+
+class Decoder:
+    """Hidden states of packed sequences, from the parameters of `module` (LlamaForCausalLM, Olmo2ForCausalLM)."""
+
+    def __init__(
+        self, module: nn.Module, *, compute_dtype: torch.dtype, gradient_checkpointing: bool = False
+    ) -> None:
+        config: Any = module.config
+        self.shape = Shape.of(config)
+        self.module: Any = module
+        self.compute_dtype = compute_dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self._angles = Angles(config, next(module.parameters()).device)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, H) output projection; the embedding itself when the two are tied."""
+        weight: Tensor = self.module.lm_head.weight
+        return weight
+
+    def layers(self) -> Iterator[Any]:
+        yield from self.module.model.layers
+
+    def hidden(self, ids: Tensor, positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """(N, H) final normalised hidden states; row r attends to row r's earlier tokens and nothing else.
+
+        ids and positions are (N,) int64; lengths are the R row lengths, which sum to N.
+        """
+        layout = Layout.of(lengths, ids.device)
+        cos, sin = self._angles.at(positions, self.compute_dtype)
+        x = F.embedding(ids, self.module.model.embed_tokens.weight).to(self.compute_dtype)
+        for layer in self.layers():
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._layer, layer, x, cos, sin, layout, use_reentrant=False)
+            else:
+                x = self._layer(layer, x, cos, sin, layout)
+        return rms_norm(x, self.module.model.norm.weight, self.shape.norm_eps)
+
+    def _linear(self, x: Tensor, projection: Any) -> Tensor:
+        if type(projection) is nn.Linear:
+            return F.linear(x, projection.weight.to(self.compute_dtype))
+        return projection(x).to(self.compute_dtype)  # type: ignore[no-any-return]
+
+    def _layer(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        eps = self.shape.norm_eps
+        if self.shape.family == "olmo2":  # arXiv:2501.00656 section 3: norms follow the blocks
+            attended = self._attention(layer.self_attn, x, cos, sin, layout)
+            x = x + rms_norm(attended, layer.post_attention_layernorm.weight, eps)
+            return x + rms_norm(self._mlp(layer.mlp, x), layer.post_feedforward_layernorm.weight, eps)
+        normed = rms_norm(x, layer.input_layernorm.weight, eps)
+        x = x + self._attention(layer.self_attn, normed, cos, sin, layout)
+        normed = rms_norm(x, layer.post_attention_layernorm.weight, eps)
+        return x + self._mlp(layer.mlp, normed)
+
+    def _attention(self, attn: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        shape = self.shape
+        query, key = self._linear(x, attn.q_proj), self._linear(x, attn.k_proj)
+        value = self._linear(x, attn.v_proj)
+        if shape.family == "olmo2":
+            query = rms_norm(query, attn.q_norm.weight, shape.norm_eps)
+            key = rms_norm(key, attn.k_norm.weight, shape.norm_eps)
+        query = rotary(query.view(-1, shape.num_heads, shape.head_dim), cos, sin)
+        key = rotary(key.view(-1, shape.num_kv_heads, shape.head_dim), cos, sin)
+        value = value.view(-1, shape.num_kv_heads, shape.head_dim)
+        out = F.scaled_dot_product_attention(
+            layout.spread(query),
+            layout.spread(key),
+            layout.spread(value),
+            is_causal=True,
+            enable_gqa=shape.num_heads != shape.num_kv_heads,
+        )
+        return self._linear(layout.gather(out).flatten(1), attn.o_proj)
+
+    def _mlp(self, mlp: Any, x: Tensor) -> Tensor:
+        return self._linear(swiglu(self._linear(x, mlp.gate_proj), self._linear(x, mlp.up_proj)), mlp.down_proj)

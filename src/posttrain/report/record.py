@@ -1,0 +1,192 @@
+"""A run folder, read back: everything there is, and a sentence for everything that is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from posttrain.errors import CheckpointError
+from posttrain.train.folder import RunFolder, StageFolder, read_json
+from posttrain.train.metrics import read_metrics
+
+_ROLLOUT_COLUMNS = (
+    "step",
+    "problem_id",
+    "sample",
+    "prompt",
+    "completion",
+    "stop_reason",
+    "reward",
+    "value",
+    "verdict",
+    "reason",
+    "advantage",
+    "parts",
+    "verifier",
+    "ground_truth",
+)
+_LABELS = {"base": "Base model", "sft": "SFT", "dpo": "DPO", "grpo": "GRPO"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One evaluated completion, a line of `heldout.jsonl`."""
+
+    problem_id: str
+    sample: int
+    kind: str
+    prompt: str
+    output: str
+    num_tokens: int
+    stop_reason: str
+    value: float
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One stage's files; what has not been written yet is empty or None."""
+
+    name: str
+    kind: str
+    label: str = ""
+    """What the page calls it: `SFT` for `01-sft`, or its own name where that would be ambiguous."""
+    done: Mapping[str, Any] | None = None
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    data: Mapping[str, Any] | None = None
+    samples: tuple[Sample, ...] = ()
+    rollouts: tuple[Mapping[str, Any], ...] = ()
+    """Rows of the newest rollout file."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run. `gaps` says in sentences what is missing or unreadable."""
+
+    name: str
+    manifest: Mapping[str, Any]
+    recipe: str
+    stages: tuple[StageRecord, ...]
+    gaps: tuple[str, ...] = field(default=())
+
+
+def read_run(root: Path) -> RunRecord:
+    """Read the run in `root`, finished or not. CheckpointError when it is no run folder at all."""
+    run = RunFolder(root)
+    if not run.manifest.is_file() and not run.stages.is_dir():
+        raise CheckpointError(
+            f"{root} is not a run folder (it has neither manifest.json nor stages/); "
+            "pass the folder that `posttrain run` named"
+        )
+    gaps: list[str] = []
+    manifest = _object(run.manifest, gaps) or {}
+    planned = {stage.get("name"): stage.get("kind") for stage in manifest.get("stages") or []}
+    folders = sorted(path for path in run.stages.glob("*") if path.is_dir()) if run.stages.is_dir() else []
+    shorts = [_short(path.name) for path in folders]
+    labels = [
+        _LABELS.get(short, short) if shorts.count(short) == 1 else path.name
+        for path, short in zip(folders, shorts, strict=True)
+    ]
+    stages = tuple(
+        _read_stage(StageFolder(path), label, planned, gaps)
+        for path, label in zip(folders, labels, strict=True)
+    )
+    started = {stage.name for stage in stages} | {_short(stage.name) for stage in stages}
+    gaps += [
+        f"{_LABELS.get(_short(name), name)} has not started"
+        for name in planned
+        if name and name not in started
+    ]
+    recipe = run.recipe.read_text(encoding="utf-8", errors="replace") if run.recipe.is_file() else ""
+    return RunRecord(str(manifest.get("name") or root.name), manifest, recipe, stages, tuple(gaps))
+
+
+def _short(name: str) -> str:
+    """`01-sft` without its number."""
+    number, _, rest = name.partition("-")
+    return rest if number.isdigit() and rest else name
+
+
+def _read_stage(folder: StageFolder, label: str, planned: Mapping[Any, Any], gaps: list[str]) -> StageRecord:
+    name, short = folder.name, _short(folder.name)
+    done = _object(folder.done, gaps) if folder.done.is_file() else None
+    if done is None:
+        gaps.append(f"{label} is not finished")
+    try:
+        metrics = tuple(read_metrics(folder.metrics))
+    except CheckpointError as error:
+        metrics = ()
+        gaps.append(str(error))
+    kind = str(planned.get(name) or planned.get(short) or short)
+    if not metrics and kind in ("sft", "dpo", "grpo"):
+        gaps.append(f"{label} has no metrics yet")
+    return StageRecord(
+        name=name,
+        kind=kind,
+        label=label,
+        done=done,
+        metrics=metrics,
+        data=_object(folder.data, gaps) if folder.data.is_file() else None,
+        samples=_read_samples(folder.heldout, label, gaps),
+        rollouts=_read_rollouts(folder.rollouts, label, gaps),
+    )
+
+
+def _object(path: Path, gaps: list[str]) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        gaps.append(str(error))
+        return None
+
+
+def _read_samples(path: Path, stage: str, gaps: list[str]) -> tuple[Sample, ...]:
+    if not path.is_file():
+        gaps.append(f"{stage} has no held-out evaluation yet")
+        return ()
+    samples: list[Sample] = []
+    damaged = 0
+    for line in path.read_bytes().split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            samples.append(_sample(json.loads(line)))
+        except (ValueError, KeyError, TypeError):
+            damaged += 1
+    if damaged:
+        gaps.append(f"{stage}: {damaged} damaged line{'s' if damaged > 1 else ''} of {path.name} left out")
+    return tuple(samples)
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    return Sample(
+        problem_id=str(row["problem_id"]),
+        sample=int(row["sample"]),
+        kind=str(row.get("kind") or "all"),
+        prompt=str(row["prompt"]),
+        output=str(row["output"]),
+        num_tokens=int(row["num_tokens"]),
+        stop_reason=str(row["stop_reason"]),
+        value=float(row["value"]),
+        verdict=str(row["verdict"]),
+        reason=str(row.get("reason") or ""),
+    )
+
+
+def _read_rollouts(folder: Path, stage: str, gaps: list[str]) -> tuple[Mapping[str, Any], ...]:
+    """The newest file that can be read; the one being written when a run was killed cannot."""
+    for path in sorted(folder.glob("*.parquet"), reverse=True):
+        try:
+            names = parquet.read_schema(path).names
+            columns = [column for column in _ROLLOUT_COLUMNS if column in names]
+            return tuple(parquet.read_table(path, columns=columns).to_pylist())
+        except (pa.ArrowException, OSError):
+            gaps.append(f"{stage}: {path.name} cannot be read and was left out")
+    return ()

@@ -1,0 +1,58 @@
+"""Keys and values of all layers for a table of sequences that grows as it must."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from posttrain.model.decoder import Shape
+
+_GRAIN = 32
+"""Positions are allocated in multiples of this."""
+
+
+class Cache:
+    """Keys and values, each (layers, slots, length, kv_heads, head_dim), for up to `slots` sequences.
+
+    Slots are kept dense by their owner, who moves the last one into the place of one that ended.
+    """
+
+    def __init__(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._dtype, self._device = shape, dtype, device
+        self.keys = self.values = self._empty(0, 0)
+
+    def _empty(self, slots: int, length: int) -> Tensor:
+        shape = self._shape
+        size = (shape.num_layers, slots, length, shape.num_kv_heads, shape.head_dim)
+        # zeros: what lies behind the attention mask must at least be finite
+        return torch.zeros(size, dtype=self._dtype, device=self._device)
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    @staticmethod
+    def bytes_per_token(shape: Shape, dtype: torch.dtype) -> int:
+        return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for `slots` sequences of `length` positions; what is there stays."""
+        _, old_slots, old_length = self.keys.shape[:3]
+        if slots <= old_slots and length <= old_length:
+            return
+        new_slots = max(slots, old_slots)
+        new_length = max(-(-length // _GRAIN) * _GRAIN, old_length)
+        for name in ("keys", "values"):
+            grown = self._empty(new_slots, new_length)
+            grown[:, :old_slots, :old_length] = getattr(self, name)
+            setattr(self, name, grown)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of slot `source` over slot `target`."""
+        if source != target:
+            self.keys[:, target, :length] = self.keys[:, source, :length]
+            self.values[:, target, :length] = self.values[:, source, :length]
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.keys = self.values = self._empty(0, 0)

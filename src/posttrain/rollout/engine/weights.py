@@ -1,0 +1,106 @@
+"""The engine's own copy of the weights, cast once, fused, and packed where the CPU library can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posttrain.model.decoder import Shape
+
+Linear = Callable[[Tensor], Tensor]
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN can hold a weight in its own blocked layout: bfloat16 on a CPU that multiplies it."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def linear(weight: Tensor, *, pack_for_rows: int | None) -> Linear:
+    """x -> x @ weight^T; with `pack_for_rows` the weight is laid out once for inputs of about that many rows."""
+    if pack_for_rows is None:
+        return lambda x: F.linear(x, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, pack_for_rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer. Norm weights are float32; the two `*_in` norms exist in Llama, `*_out` in OLMo 2."""
+
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
+    attention_in: Tensor | None
+    attention_out: Tensor | None
+    mlp_in: Tensor | None
+    mlp_out: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineWeights:
+    """All layers, the embedding (V, H) and the output projection."""
+
+    embedding: Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor
+    head: Linear
+
+    @classmethod
+    def of(
+        cls,
+        weights: Mapping[str, Tensor],
+        shape: Shape,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        rows: int,
+    ) -> EngineWeights:
+        """Copy `weights` (Hugging Face names, any dtype and device) in; `rows` is the usual batch size."""
+        pack = rows if can_pack(dtype, device) else None
+
+        def fused(*names: str) -> Linear:
+            # `clone` because a float32 copy must not follow the learner's next update
+            parts = [weights[name].detach().to(device, dtype) for name in names]
+            return linear(torch.cat(parts) if len(parts) > 1 else parts[0].clone(), pack_for_rows=pack)
+
+        def norm(name: str) -> Tensor | None:
+            found = weights.get(name)
+            return None if found is None else found.detach().to(device, torch.float32, copy=True)
+
+        def layer(index: int) -> LayerWeights:
+            at = f"model.layers.{index}."
+            attention, mlp = at + "self_attn.", at + "mlp."
+            llama = shape.family == "llama"
+            return LayerWeights(
+                qkv=fused(*(f"{attention}{part}_proj.weight" for part in "qkv")),
+                out=fused(attention + "o_proj.weight"),
+                gate_up=fused(mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+                down=fused(mlp + "down_proj.weight"),
+                attention_in=norm(at + "input_layernorm.weight"),
+                attention_out=None if llama else norm(at + "post_attention_layernorm.weight"),
+                mlp_in=norm(at + "post_attention_layernorm.weight") if llama else None,
+                mlp_out=norm(at + "post_feedforward_layernorm.weight"),
+                query_norm=norm(attention + "q_norm.weight"),
+                key_norm=norm(attention + "k_norm.weight"),
+            )
+
+        final = norm("model.norm.weight")
+        assert final is not None
+        return cls(
+            embedding=weights["model.embed_tokens.weight"].detach().to(device, dtype, copy=True),
+            layers=tuple(layer(index) for index in range(shape.num_layers)),
+            norm=final,
+            head=fused("model.embed_tokens.weight" if shape.tied else "lm_head.weight"),
+        )

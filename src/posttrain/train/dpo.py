@@ -1,0 +1,117 @@
+"""Direct preference optimization: one page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from posttrain.algo.dpo import PREFERENCE_LOSSES, PairSums
+from posttrain.data.loader import Loader
+from posttrain.data.pack import collate, micro_batches
+from posttrain.records import Batch, Row
+from posttrain.train.checkpoint import Checkpoints
+from posttrain.train.metrics import MetricsLog, Totals
+from posttrain.train.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posttrain.config.stages import DPO
+    from posttrain.runtime.learner import Learner, Scorer
+    from posttrain.train.progress import Track
+
+Pair = tuple[Row, Row]
+
+
+def preference_loss(
+    logprobs: Tensor, batch: Batch, *, cfg: DPO, num_pairs: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The recipe's loss on a batch whose rows alternate chosen, rejected."""
+    sums, counts = batch.sum_rows(logprobs), batch.count_rows()
+    reference = batch.reference_sums
+    pairs = PairSums(
+        chosen_sum=sums[0::2],
+        rejected_sum=sums[1::2],
+        chosen_count=counts[0::2],
+        rejected_count=counts[1::2],
+        reference_chosen_sum=None if reference is None else reference[0::2],
+        reference_rejected_sum=None if reference is None else reference[1::2],
+    )
+    extra = {"gamma_beta_ratio": cfg.gamma_beta_ratio} if cfg.loss == "simpo" else {}
+    return PREFERENCE_LOSSES[cfg.loss](
+        pairs, beta=cfg.beta, num_pairs=num_pairs, label_smoothing=cfg.label_smoothing, **extra
+    )
+
+
+def reference_sums(scorer: Scorer, pairs: Sequence[Pair], *, max_tokens: int, track: Track) -> dict[str, float]:
+    """Row id -> the reference's summed log-probability (nats) of the row's targets, for every row once.
+
+    Keyed by id, so that neither shuffling nor resuming can misalign them.
+    """
+    rows = [row for pair in pairs for row in pair]
+    found: dict[str, float] = {}
+    for group in micro_batches([len(row.ids) for row in rows], max_tokens):
+        batch = collate([rows[i] for i in group])
+        found.update(zip(batch.row_ids, batch.sum_rows(scorer.logprobs(batch)).tolist(), strict=True))
+        track.advance(len(group), tokens=len(batch.ids))
+    return found
+
+
+def num_steps(cfg: DPO, num_pairs: int) -> int:
+    """Optimizer steps over `num_pairs` pairs; an epoch's last step may be smaller."""
+    return -(-num_pairs // cfg.batch_pairs) * cfg.epochs
+
+
+def train_dpo(
+    learner: Learner,
+    pairs: Sequence[Pair],
+    references: dict[str, float] | None,
+    cfg: DPO,
+    *,
+    seed: int,
+    max_tokens: int,
+    log: MetricsLog,
+    checkpoints: Checkpoints,
+    track: Track,
+) -> None:
+    """Train on `pairs`; `references` come from the stage's *starting* model, None for a loss without one."""
+    loader = Loader(len(pairs), cfg.batch_pairs, seed, epochs=cfg.epochs)
+    total = num_steps(cfg, len(pairs))
+    step = 0
+    if (found := checkpoints.load()) is not None:
+        step, state = found
+        learner.load_state_dict(state["learner"])
+        loader.load_state_dict(state["loader"])
+    log.truncate_after(step)
+    track.advance(step)
+
+    for indices in loader:
+        started = time.perf_counter()
+        rows = [row for i in indices for row in pairs[i]]
+        lengths = [len(row.ids) for row in rows]
+        loss_fn = partial(preference_loss, cfg=cfg, num_pairs=len(indices))
+        totals = Totals()
+        for group in micro_batches(lengths, max_tokens, together=2):
+            chosen = [rows[i] for i in group]
+            columns = {} if references is None else {"reference_sums": [references[row.id] for row in chosen]}
+            totals.add(learner.forward_backward(collate(chosen, **columns), loss_fn))
+        rate = learning_rate(
+            step,
+            num_steps=total,
+            peak=cfg.learning_rate,
+            schedule=cfg.schedule,
+            warmup_steps=int(cfg.warmup_fraction * total),
+        )
+        totals.add(learner.optim_step(learning_rate=rate, max_grad_norm=cfg.max_grad_norm))
+        step += 1
+        seconds = time.perf_counter() - started
+        totals.add({"batch/tokens": sum(lengths), "batch/pairs": len(indices)})
+        totals.add({"time/step_seconds": seconds, "throughput/tokens_per_second": sum(lengths) / seconds})
+        log.write(step, totals)
+        shown = {"loss": totals["loss/nats_per_pair"], "accuracy": totals["rewards/accuracies"]}
+        track.advance(1, tokens=sum(lengths), metrics=shown)
+        checkpoints.save_if_due(
+            step, lambda: {"learner": learner.state_dict(), "loader": loader.state_dict()}
+        )
