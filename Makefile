@@ -13,6 +13,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with the exact versions of constraints.txt (quick when nothing changed)
+	@echo "ready: $(BIN)/posttrain"
 
 quickstart: $(READY) ## train a real 135M model on this machine and see what it gained
 	$(BIN)/posttrain run quickstart

@@ -27,9 +27,9 @@ app.add_typer(models, name="models")
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as stages.2.grpo.steps=40."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as stages.2.grpo.steps=40."),
 ]
-ModelName = Annotated[str, typer.Argument(help="A folder, a built-in model or a hub id.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a built-in model or a hub id.")]
 Samples = Annotated[int, typer.Option(min=1, help="Completions per prompt.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Divisor of the logits; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Probability mass that is sampled from.")]
@@ -42,7 +42,7 @@ WRITE_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.E
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one.")],
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="Run folder, in place of the recipe's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
@@ -61,7 +61,9 @@ def run(
 
 @app.command()
 def check(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of one.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one.")
+    ] = None,
     overrides: Overrides = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every key a recipe can have.")] = False,
 ) -> None:
@@ -91,7 +93,7 @@ def recipes() -> None:
 @app.command()
 def generate(
     model: ModelName,
-    prompts: Annotated[list[str] | None, typer.Argument(help="User messages, one reply each.")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="User messages.")] = None,
     in_path: Annotated[
         Path | None, typer.Option("--in", help="Prompts: one a line, or .jsonl rows with a `prompt`.")
     ] = None,
@@ -155,7 +157,9 @@ def chat(
 
 @app.command()
 def verify(
-    name: Annotated[str, typer.Argument(help="A verifier: gsm8k, math, ifeval, string, format, ...")],
+    name: Annotated[
+        str, typer.Argument(metavar="VERIFIER", help="A verifier: gsm8k, math, ifeval, string, format, ...")
+    ],
     in_path: Annotated[
         Path, typer.Option("--in", help=".jsonl rows with a `completion` and a `ground_truth`.")
     ],
@@ -232,7 +236,7 @@ def path(model: ModelName) -> None:
 
 
 @models.command()
-def fetch(names: Annotated[list[str], typer.Argument(metavar="MODEL...")]) -> None:
+def fetch(names: Annotated[list[str], typer.Argument(metavar="MODEL")]) -> None:
     """Fetch models now, so that later commands need no network."""
     from posttrain.model.resolve import resolve
 
@@ -243,7 +247,9 @@ def fetch(names: Annotated[list[str], typer.Argument(metavar="MODEL...")]) -> No
 
 @app.command()
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe whose data and tokens to look at.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Its data and tokens are shown.")
+    ] = None,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="A model, in place of a recipe's.")] = None,
     data: Annotated[str | None, typer.Option(help="Conversations, in place of a recipe's.")] = None,

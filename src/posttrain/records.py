@@ -107,6 +107,10 @@ class Row:
     mask: tuple[bool, ...]
 
 
+Pair = tuple[Row, Row]
+"""A preference as rows: chosen, rejected."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """R sequences laid end to end (no padding). `mask[t]` is True where `ids[t]` is a target.

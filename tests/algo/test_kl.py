@@ -195,6 +195,14 @@ def test_loss_and_distance_have_their_own_denominators() -> None:
 
 
 @pytest.mark.parametrize("name", KL_ESTIMATORS)
+def test_distance_is_k3_whatever_the_estimator(name: str) -> None:
+    """Token 0 alone, p = 1/2 now, 1/4 before and by the reference: exp(-ln 2) - 1 + ln 2 = ln 2 - 1/2."""
+    columns = (P.log()[:1], Q.log()[:1], Q.log()[:1], ALL[:1])
+    _, metrics = kl_loss(*columns, estimator=name, num_tokens=1)
+    assert metrics["policy/kl_to_reference_nats"].item() == pytest.approx(LN2 - 0.5)
+
+
+@pytest.mark.parametrize("name", KL_ESTIMATORS)
 def test_gradient_by_finite_differences(name: str) -> None:
     parameters = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: estimate(name, FROM_Q, x, Q)[0], (parameters,))

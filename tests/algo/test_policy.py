@@ -66,12 +66,12 @@ def test_clipping_stops_only_moves_already_made(
 
 
 def test_metrics_by_hand() -> None:
-    """Ratios 2 and 1/2 over a step of four tokens, new log p -1 and -3.
+    """Ratios 2 and 1/4 over a step of four tokens, new log p -1 and -3.
 
-    KL(old || new) by k3, (r - 1 - ln r): 1 - ln 2 and ln 2 - 1/2, together 1/2. Entropy (1 + 3) / 4.
+    KL(old || new) by k3, r - 1 - ln r: 1 - ln 2 and 2 ln 2 - 3/4, together 1/4 + ln 2. Entropy (1 + 3) / 4.
     """
     logprobs = torch.tensor([-1.0, -3.0], dtype=DOUBLE)
-    old = logprobs - torch.tensor([math.log(2), math.log(0.5)], dtype=DOUBLE)
+    old = logprobs - torch.tensor([math.log(2), math.log(0.25)], dtype=DOUBLE)
     _, metrics = clipped_policy_loss(
         logprobs,
         old,
@@ -81,11 +81,11 @@ def test_metrics_by_hand() -> None:
         clip_high=CLIP_HIGH,
         num_tokens=4,
     )
-    assert metrics["policy/ratio_mean"].item() == pytest.approx(2.5 / 4)
-    assert metrics["policy/kl_to_old_nats"].item() == pytest.approx(0.5 / 4)
+    assert metrics["policy/ratio_mean"].item() == pytest.approx(2.25 / 4)
+    assert metrics["policy/kl_to_old_nats"].item() == pytest.approx((0.25 + math.log(2)) / 4)
     assert metrics["policy/entropy_nats"].item() == pytest.approx(1.0)
     assert metrics["policy/clip_fraction"].item() == pytest.approx(0.25)
-    assert metrics["loss/policy"].item() == pytest.approx(-(1.3 + 0.5) / 4)
+    assert metrics["loss/policy"].item() == pytest.approx(-(1.3 + 0.25) / 4)
     assert not any(value.requires_grad for value in metrics.values())
 
 
@@ -226,17 +226,29 @@ def test_bounds_must_enclose_one(low: float, high: float) -> None:
         )
 
 
+def test_columns_are_never_broadcast() -> None:
+    """One advantage for all tokens, or a (5, 1) column of them, would train on something else silently."""
+    settings = {"clip_low": CLIP_LOW, "clip_high": CLIP_HIGH, "num_tokens": 5.0}
+    for wrong in (ADVANTAGES[:1], ADVANTAGES[:, None]):
+        with pytest.raises(ValueError, match="differ"):
+            clipped_policy_loss(ADVANTAGES, ADVANTAGES, wrong, ALL, **settings)
+        with pytest.raises(ValueError, match="differ"):
+            clipped_policy_loss(ADVANTAGES, ADVANTAGES, ADVANTAGES, ALL, weights=wrong, **settings)
+        with pytest.raises(ValueError, match="differ"):
+            clipped_policy_loss(ADVANTAGES, wrong, ADVANTAGES, ALL, **settings)
+
+
 OLD = torch.tensor([-1.0, -1.0, -1.0, math.nan], dtype=DOUBLE)
-SAMPLED = OLD - torch.tensor([math.log(3), math.log(0.5), 0.0, 0.0], dtype=DOUBLE)
+SAMPLED = OLD - torch.tensor([math.log(3), math.log(0.25), 0.0, 0.0], dtype=DOUBLE)
 SAMPLED[3] = -math.inf
 MASK = torch.tensor([True, True, True, False])
 
 
 def test_importance_weights_are_truncated_from_above_only() -> None:
-    """Ratios old / sampled are 3, 1/2 and 1; capped at 2 they are 2, 1/2, 1; behind the mask 0 (T17)."""
+    """Ratios old / sampled are 3, 1/4 and 1; capped at 2 they are 2, 1/4, 1; behind the mask 0 (T17)."""
     old = OLD.clone().requires_grad_()
     weights = truncated_importance_weights(old, SAMPLED, MASK, cap=2.0)
-    assert weights.tolist() == pytest.approx([2.0, 0.5, 1.0, 0.0])
+    assert weights.tolist() == pytest.approx([2.0, 0.25, 1.0, 0.0])
     assert not weights.requires_grad
 
 
@@ -256,10 +268,10 @@ def test_cap_must_be_positive(cap: float) -> None:
 
 
 def test_sampling_metrics_by_hand() -> None:
-    """|ln 3| + |ln 1/2| + 0 = ln 6 over a step of six tokens; weights 3.5 / 6; one of six is capped."""
+    """|ln 3| + |ln 1/4| + 0 = ln 12 over a step of six tokens; weights 3.25 / 6; one of six is capped."""
     metrics = sampling_metrics(OLD, SAMPLED, MASK, num_tokens=6, cap=2.0)
-    assert metrics["sampling/logprob_difference_mean_nats"].item() == pytest.approx(math.log(6) / 6)
-    assert metrics["sampling/importance_weight_mean"].item() == pytest.approx(3.5 / 6)
+    assert metrics["sampling/logprob_difference_mean_nats"].item() == pytest.approx(math.log(12) / 6)
+    assert metrics["sampling/importance_weight_mean"].item() == pytest.approx(3.25 / 6)
     assert metrics["sampling/importance_capped_fraction"].item() == pytest.approx(1 / 6)
     assert list(sampling_metrics(OLD, SAMPLED, MASK, num_tokens=6)) == [
         "sampling/logprob_difference_mean_nats"
@@ -267,9 +279,9 @@ def test_sampling_metrics_by_hand() -> None:
 
 
 def test_largest_differences_by_hand() -> None:
-    """|ln 3| is the largest difference and 3 - 1 = 2 the largest deviation; with nothing kept both are 0."""
-    assert max_difference(OLD, SAMPLED, MASK).item() == pytest.approx(math.log(3))
-    assert max_difference(SAMPLED, OLD, MASK).item() == pytest.approx(math.log(3))
+    """|ln 1/4| is the largest difference, 3 - 1 = 2 the largest deviation; with nothing kept both are 0."""
+    assert max_difference(OLD, SAMPLED, MASK).item() == pytest.approx(math.log(4))
+    assert max_difference(SAMPLED, OLD, MASK).item() == pytest.approx(math.log(4))
     assert max_ratio_deviation(OLD, SAMPLED, MASK).item() == pytest.approx(2.0)
     nothing = torch.zeros(4, dtype=torch.bool)
     assert max_difference(OLD, SAMPLED, nothing).item() == 0.0

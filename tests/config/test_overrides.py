@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.config.load import load_recipe
+from posttrain.config.overrides import apply_overrides
 from posttrain.config.recipe import Recipe
+from posttrain.config.yaml_text import read_yaml
 from posttrain.errors import RecipeError
 
 TEXT = """\
@@ -137,3 +139,18 @@ def test_a_mistake_beside_an_override_still_names_its_line(tmp_path: Path) -> No
     file.write_text(TEXT.replace("steps: 3", "steps: 0"))
     with pytest.raises(RecipeError, match=r"trial\.yaml:9: stages\.1\.grpo\.steps is 0"):
         load_recipe(file, ["seed=2"])
+
+
+def test_a_negative_index_names_the_override_too(path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, ["stages.-1.grpo.steps=0"])
+    assert str(caught.value) == (
+        "override 'stages.-1.grpo.steps=0': stages.1.grpo.steps is 0; it must be at least 1"
+    )
+
+
+def test_the_document_that_is_overridden_stays_as_it_was() -> None:
+    document = read_yaml(TEXT, "trial.yaml")
+    changed = apply_overrides(document, ["stages.1.grpo.steps=9"])
+    assert changed.value["stages"][1]["grpo"]["steps"] == 9
+    assert document.value == read_yaml(TEXT).value

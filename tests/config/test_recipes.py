@@ -81,8 +81,9 @@ def test_the_published_grpo_run_is_as_its_card_says() -> None:
     assert [source.hub for source in grpo.problems] == ["allenai/RLVR-GSM-MATH-IF-Mixed-Constraints"]
     # The card: step 1,920 is episode 1,474,560.
     assert 1920 * grpo.completions_per_step == 1474560
-    # One step ahead and one value per row's micro-batch mean, as the code that the card names does.
-    assert (grpo.generate_ahead, grpo.loss_denominator, grpo.std_ddof) == (1, "micro_batch_mean", 1)
+    # What the card leaves out is as in the code that it names.
+    assert (grpo.generate_ahead, grpo.old_logprobs, grpo.importance_cap) == (1, "learner", None)
+    assert (grpo.loss_denominator, grpo.std_ddof, grpo.weight_decay) == ("micro_batch_mean", 1, 0.01)
 
 
 def test_quickstart_and_smoke_go_through_every_kind_of_stage() -> None:

@@ -22,18 +22,19 @@ TEXT = [
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CHATML = (  # as SmolLM2-Instruct ships it
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-    + SYSTEM
-    + "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-    "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 TRIMMING = (  # as Llama 3: contents lose their outer white space
-    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n\n' + m.content | trim + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n\n' + m.content | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
 )
 THINKING = (  # as reasoning models: thinking is kept in the last turn only, so prefixes are not stable
     "{% for m in messages %}{% set c = m.content %}"
@@ -42,7 +43,7 @@ THINKING = (  # as reasoning models: thinking is kept in the last turn only, so 
     "{{ '<|im_start|>' + m.role + '\n' + c + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-EMPTY_THINKING = (  # as Qwen 3: a last turn without thinking gets an empty one, which the model must write itself
+EMPTY_THINKING = (  # as Qwen 3: a last turn without thinking gets an empty one, for the model to write
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.role == 'assistant' and loop.last and '</think>' not in m.content %}"
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
@@ -101,10 +102,11 @@ def chatml_pieces(messages: Sequence[Message]) -> list[Piece]:
 def olmo_pieces(messages: Sequence[Message]) -> list[Piece]:
     functions = " You do not currently have access to any functions. <functions></functions>"
     who = (
-        "You are OLMo, a helpful function-calling AI assistant built by Ai2. Your date cutoff is November 2024, and "
-        "your model weights are available at https://huggingface.co/allenai."
+        "You are OLMo, a helpful function-calling AI assistant built by Ai2. Your date cutoff is November "
+        "2024, and your model weights are available at https://huggingface.co/allenai."
     )
-    default = [] if any(m.role == "system" for m in messages) else [(f"<|im_start|>system\n{who}{functions}<|im_end|>\n", False)]  # noqa: E501 # fmt: skip
+    own = any(m.role == "system" for m in messages)
+    default = [] if own else [(f"<|im_start|>system\n{who}{functions}<|im_end|>\n", False)]
     return default + _turns(
         messages,
         lambda role: f"<|im_start|>{role}\n",
@@ -125,13 +127,14 @@ def zephyr_pieces(messages: Sequence[Message]) -> list[Piece]:
 
 
 def trimming_pieces(messages: Sequence[Message]) -> list[Piece]:
-    return [("<|im_start|>", False)] + _turns(
+    turns = _turns(
         messages,
         lambda role: f"<|im_start|>{role}\n\n",
         lambda role, last: ("<|im_end|>", True),
         lambda role, last: "",
         content=lambda m, last: m.content.strip(),
     )
+    return [("<|im_start|>", False), *turns]
 
 
 def thinking_pieces(messages: Sequence[Message]) -> list[Piece]:
@@ -182,7 +185,14 @@ STYLES = {
 }
 
 
-def bpe_tokenizer(*, eos: str = "<|im_end|>", template: str | None = CHATML, trim_offsets: bool = True, nfc: bool = False):
+def bpe_tokenizer(
+    *,
+    eos: str = "<|im_end|>",
+    template: str | None = CHATML,
+    trim_offsets: bool = True,
+    nfc: bool = False,
+    vocab_size: int = 600,
+) -> PreTrainedTokenizerFast:
     """SmolLM2-like: byte-level BPE whose offsets leave out spaces, bos <|im_start|>, pad == eos."""
     core = Tokenizer(models.BPE())
     core.normalizer = normalizers.NFC() if nfc else None
@@ -190,7 +200,7 @@ def bpe_tokenizer(*, eos: str = "<|im_end|>", template: str | None = CHATML, tri
     core.decoder = decoders.ByteLevel()
     core.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     trainer = trainers.BpeTrainer(
-        vocab_size=600,
+        vocab_size=vocab_size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -206,7 +216,7 @@ def bpe_tokenizer(*, eos: str = "<|im_end|>", template: str | None = CHATML, tri
     )
 
 
-def metaspace_tokenizer():
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     """SentencePiece-like: a space is put before the text, but not after a special token."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -218,12 +228,25 @@ def metaspace_tokenizer():
         ),
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", unk_token="<unk>", additional_special_tokens=["<|im_start|>"]
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>"],
     )
 
 
 @pytest.fixture(scope="session")
-def chatml_tokenizer():
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    return bpe_tokenizer
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    return metaspace_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def chatml_tokenizer() -> PreTrainedTokenizerFast:
     return bpe_tokenizer()
 
 
@@ -244,28 +267,50 @@ def styled(request: pytest.FixtureRequest) -> tuple[Style, Renderer]:
     return style, Renderer(bpe_tokenizer(eos=style.eos), style.template)
 
 
-WORDS = ["the", "dog", "def", "return", "42", "é", "你好", "🙂", "e\u0301", "<think>", "im_end", "|>", "A.", "x=1", "<|user|>"]
+WORDS = [
+    "the",
+    "dog",
+    "def",
+    "42",
+    "é",
+    "你好",
+    "🙂",
+    "e\u0301",
+    "<think>",
+    "im_end",
+    "|>",
+    "A.",
+    "x=1",
+    "<|user|>",
+]
 SPACES = [" ", "  ", "\n", "\n\n", "\n    ", "\t", "\u00a0", "\r\n"]
 
 
-def random_text(generator: random.Random, *, bare: bool = False) -> str:
-    """A few words with all kinds of white space between, and (unless `bare`) around them."""
-    text = ""
+def random_text(generator: random.Random) -> str:
+    """A few words with all kinds of white space between and around them."""
+    text = generator.choice(["", "", *SPACES])
     for _ in range(generator.randint(1, 8)):
         text += generator.choice(WORDS) + generator.choice(SPACES)
-    text = text.rstrip()
-    if bare:
-        return text
-    return generator.choice(["", "", *SPACES]) + text + generator.choice(["", "", *SPACES])
+    return text.rstrip() + generator.choice(["", "", *SPACES])
 
 
-def random_conversation(generator: random.Random, *, bare: bool = False) -> list[Message]:
-    """One to four exchanges, sometimes with a system turn, sometimes with thinking, sometimes ending in a user turn."""
+def random_conversation(generator: random.Random) -> list[Message]:
+    """One to four exchanges: some with a system turn, some with thinking, some that end in a user turn."""
     messages = [Message("system", random_text(generator))] if generator.random() < 0.3 else []
     for _ in range(generator.randint(1, 4)):
         messages.append(Message("user", random_text(generator)))
         thought = f"<think>\n{random_text(generator)}\n</think>\n\n" if generator.random() < 0.4 else ""
-        messages.append(Message("assistant", thought + random_text(generator, bare=bare)))
+        messages.append(Message("assistant", thought + random_text(generator)))
     if generator.random() < 0.1:
         messages.append(Message("user", random_text(generator)))
     return messages
+
+
+@pytest.fixture(scope="session")
+def some_text() -> Callable[[random.Random], str]:
+    return random_text
+
+
+@pytest.fixture(scope="session")
+def some_conversation() -> Callable[[random.Random], list[Message]]:
+    return random_conversation

@@ -1,4 +1,4 @@
-"""The quickstart's own tasks: determinism, splits without overlap, balance, and checks that mean something."""
+"""The quickstart's own tasks: determinism, splits without overlap, balance, checks that mean something."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -29,7 +30,9 @@ def fingerprint(problems: list[Problem]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize(("split", "golden"), [("train", "0c22b750c4bf0cd0"), ("heldout", "3de2d1024d8cb882")])
+@pytest.mark.parametrize(
+    ("split", "golden"), [("train", "0c22b750c4bf0cd0"), ("heldout", "3de2d1024d8cb882")]
+)
 def test_the_same_arguments_give_the_same_problems_everywhere(split: Split, golden: str) -> None:
     """A changed golden value means that published quickstart numbers are no longer about these tasks."""
     problems = writing_problems(split, num=300, seed=1)
@@ -125,127 +128,109 @@ def test_single_kinds_are_in_both_splits() -> None:
 
 # The checks
 
-TOPIC = "It is a nice thing that many people like and use each day."
+TEXT = "It is a nice thing that many like and most use each year."
 
 
-def texts(kind: str, problem: Problem) -> tuple[str, list[str]]:
-    """A reply that a person would write for the problem, and replies that miss what the kind asks for."""
-    wanted = dict(
-        zip(problem.ground_truth["instruction_id_list"], problem.ground_truth["kwargs"], strict=True)
-    )
-
-    def of(name: str) -> Any:
-        return next(kwargs for instruction, kwargs in wanted.items() if instruction.endswith(name))
-
-    if kind == "lowercase":
-        return TOPIC.lower(), [TOPIC, "nice day"]
-    if kind == "uppercase":
-        return TOPIC.upper(), [TOPIC, "NICE DAY"]
-    if kind == "no_commas":
-        return TOPIC, [TOPIC.replace(" and", ", and"), "Nice"]
-    if kind == "quotation":
-        return f'"{TOPIC}"', [TOPIC, f'"{TOPIC}', '""', f"“{TOPIC}”"]
-    if kind == "ending":
-        phrase = of("end_checker")["end_phrase"]
-        return f"{TOPIC} {phrase}", [TOPIC, phrase, f"{phrase} {TOPIC}"]
-    if kind == "keywords":
-        one, other = of("existence")["keywords"]
-        return f"{TOPIC} The {one} and the {other}.", [TOPIC, f"{TOPIC} {one}", f"{one} {other}"]
-    if kind == "title":
-        return f"<<A Nice Thing>>\n{TOPIC}", [TOPIC, f"<<>>\n{TOPIC}", f"**A Nice Thing**\n{TOPIC}", "<<Hi>>"]
-    if kind == "forbidden":
-        one, other = of("forbidden_words")["forbidden_words"]
-        return TOPIC, [f"{TOPIC} {one}", f"{TOPIC} {other.upper()}!", "No"]
-    if kind == "bullets":
-        number = of("number_bullet_lists")["num_bullets"]
-        lines = ["* People like it."] * (number + 1)
-        return "\n".join(lines[1:]), [
-            "\n".join(lines),
-            "\n".join(lines[2:]) + " Many of them.",
-            "*\n" * number,
-        ]
-    if kind == "short":
-        return "Many people like it a lot.", [TOPIC + " " + TOPIC, "Nice."]
-    if kind == "json":
-        one, other = (re.sub(r'[":]', "", key) for key in of("existence")["keywords"])
-        made = json.dumps({one: "a nice thing", other: "people like it"})
-        missing = json.dumps({one: "a nice thing that people like"})
-        return made, [
-            missing,
-            json.dumps([one, other, "a", "b"]),
-            made[:-1],
-            f"Here it is: {made}",
-            f'"{one} {other} a b"',
-        ]
-    if kind == "paragraphs":
-        number = of("number_paragraphs")["num_paragraphs"]
-        return "\n***\n".join([TOPIC] * number), ["\n\n".join([TOPIC] * number), "\n***\n".join("a" * number)]
-    assert kind == "first_word"
-    word = of("nth_paragraph_first_word")["first_word"].title()
-    good = f"{TOPIC}\n\n{word}, {TOPIC}"
-    return good, [f"{TOPIC}\n\n{TOPIC}", f"{TOPIC}\n{word} {TOPIC}", f"{word} {TOPIC}", f"a\n\n{word}"]
+def tags(lines: str, number: int) -> str:
+    return "\n".join([lines] * number)
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("kind", list(RULES))
-def test_a_good_reply_passes_and_bad_ones_do_not(kind: str, split: Split) -> None:
-    for problem in writing_problems(split, num=10 * KINDS, seed=4):
-        if problem.source == f"writing/{kind}":
-            good, bad = texts(kind, problem)
-            assert ifeval(good, problem.ground_truth).value == 1.0, (
-                problem,
-                ifeval(good, problem.ground_truth),
-            )
-            for reply in bad:
-                assert ifeval(reply, problem.ground_truth).value == 0.0, (problem, reply)
-
-
-PAIR_REPLIES = {
-    "no_commas+ending": lambda k: (f"{TOPIC} {k['end_phrase']}", [TOPIC, f"{TOPIC}, {k['end_phrase']}"]),
+# For each kind: the arguments of its checks -> a reply a person would write, and replies that miss the point.
+REPLIES: dict[str, Callable[[dict[str, Any]], tuple[str, list[str]]]] = {
+    "lowercase": lambda k: (TEXT.lower(), [TEXT, "nice day"]),
+    "uppercase": lambda k: (TEXT.upper(), [TEXT, "NICE DAY"]),
+    "no_commas": lambda k: (TEXT, [TEXT.replace(" and", ", and"), "Nice"]),
+    "quotation": lambda k: (f'"{TEXT}"', [TEXT, f'"{TEXT}', '""', f"“{TEXT}”"]),
+    "ending": lambda k: (
+        f"{TEXT} {k['end_phrase']}",
+        [TEXT, k["end_phrase"], f"{k['end_phrase']} {TEXT}"],
+    ),
+    "keywords": lambda k: (
+        f"{TEXT} {' '.join(k['keywords'])}",
+        [TEXT, f"{TEXT} {k['keywords'][0]}", " ".join(k["keywords"])],
+    ),
+    "title": lambda k: (
+        f"<<A Nice Thing>>\n{TEXT}",
+        [TEXT, f"<<>>\n{TEXT}", f"**A Nice Thing**\n{TEXT}", "<<Hi>>"],
+    ),
+    "forbidden": lambda k: (
+        TEXT,
+        [f"{TEXT} {k['forbidden_words'][0]}", f"{TEXT} {k['forbidden_words'][1].upper()}!", "No"],
+    ),
+    "bullets": lambda k: (
+        tags("* People like it.", k["num_bullets"]),
+        [
+            tags("* People like it.", k["num_bullets"] + 1),
+            tags("* People like it.", k["num_bullets"] - 1) + " Many of them do.",
+            tags("-", k["num_bullets"]),
+        ],
+    ),
+    "short": lambda k: ("Many people like it a lot.", [f"{TEXT} {TEXT}", "Nice."]),
+    "json": lambda k: (
+        f'{{{k["keywords"][0]} "a nice thing", {k["keywords"][1]} "people like it"}}',
+        [
+            f'{{{k["keywords"][0]} "a nice thing that people like"}}',
+            json.dumps([key.strip('":') for key in k["keywords"]] + ["a", "b"]),
+            f'{{{k["keywords"][0]} "a nice thing", {k["keywords"][1]} "people like it"',
+            f'Here: {{{k["keywords"][0]} "a nice thing", {k["keywords"][1]} "people like it"}}',
+            f'{{{k["keywords"][0]} 1, {k["keywords"][1]} ""}}',
+        ],
+    ),
+    "paragraphs": lambda k: (
+        "\n***\n".join([TEXT] * k["num_paragraphs"]),
+        ["\n\n".join([TEXT] * k["num_paragraphs"]), "\n***\n".join("a" * k["num_paragraphs"]), TEXT],
+    ),
+    "first_word": lambda k: (
+        f"{TEXT}\n\n{k['first_word'].title()}, {TEXT}",
+        [f"{TEXT}\n\n{TEXT}", f"{TEXT}\n{k['first_word']} {TEXT}", f"a\n\n{k['first_word']}"],
+    ),
+    "no_commas+ending": lambda k: (
+        f"{TEXT} {k['end_phrase']}",
+        [TEXT, f"{TEXT}, {k['end_phrase']}"],
+    ),
     "lowercase+forbidden": lambda k: (
-        TOPIC.lower(),
-        [TOPIC, f"{TOPIC} {k['forbidden_words'][0]}".lower()],
+        TEXT.lower(),
+        [TEXT, f"{TEXT} {k['forbidden_words'][0]}".lower()],
     ),
     "title+keywords": lambda k: (
-        f"<<Nice>> {TOPIC} {' '.join(k['keywords'])}",
-        [f"<<Nice>> {TOPIC}", f"{TOPIC} {' '.join(k['keywords'])}"],
+        f"<<Nice>> {TEXT} {' '.join(k['keywords'])}",
+        [f"<<Nice>> {TEXT}", f"{TEXT} {' '.join(k['keywords'])}"],
     ),
     "bullets+no_commas": lambda k: (
-        "- I like it.\n" * k["num_bullets"],
-        ["- I like it, too.\n" * k["num_bullets"], "I like it. " * k["num_bullets"]],
+        tags("- I like it.", k["num_bullets"]),
+        [tags("- I like it, too.", k["num_bullets"]), tags("I like it.", k["num_bullets"])],
     ),
-    "lowercase+no_commas": lambda k: (TOPIC.lower(), [TOPIC, TOPIC.lower().replace(" ", ", ", 1)]),
+    "lowercase+no_commas": lambda k: (TEXT.lower(), [TEXT, TEXT.lower().replace(" ", ", ", 1)]),
     "keywords+ending": lambda k: (
-        f"{TOPIC} {' '.join(k['keywords'])} {k['end_phrase']}",
-        [f"{TOPIC} {k['end_phrase']}", f"{TOPIC} {' '.join(k['keywords'])}"],
+        f"{TEXT} {' '.join(k['keywords'])} {k['end_phrase']}",
+        [f"{TEXT} {k['end_phrase']}", f"{TEXT} {' '.join(k['keywords'])}"],
     ),
     "title+forbidden": lambda k: (
-        f"<<Nice>> {TOPIC}",
-        [TOPIC, f"<<Nice>> {TOPIC} {k['forbidden_words'][1]}"],
+        f"<<Nice>> {TEXT}",
+        [TEXT, f"<<Nice>> {TEXT} {k['forbidden_words'][1]}"],
     ),
     "bullets+keywords": lambda k: (
-        "- I like it.\n" * k["num_bullets"] + " ".join(k["keywords"]),
-        ["- I like it.\n" * k["num_bullets"], "I like it. " * 5 + " ".join(k["keywords"])],
+        f"{tags('- I like it.', k['num_bullets'])} {' '.join(k['keywords'])}",
+        [tags("- I like it.", k["num_bullets"]), f"{TEXT} {' '.join(k['keywords'])}"],
     ),
 }
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_pairs_need_both(split: Split) -> None:
+def test_a_good_reply_passes_and_bad_ones_do_not(split: Split) -> None:
     seen = set()
-    for problem in writing_problems(split, num=8 * KINDS, seed=4):
-        kind = problem.source.removeprefix("writing/")
-        if "+" in kind:
+    for problem in writing_problems(split, num=10 * KINDS, seed=4):
+        if problem.verifier == "ifeval":
+            kind = problem.source.removeprefix("writing/")
             kwargs = dict(itertools.chain.from_iterable(k.items() for k in problem.ground_truth["kwargs"]))
-            good, bad = PAIR_REPLIES[kind](kwargs)
-            assert ifeval(good, problem.ground_truth).value == 1.0, (
-                problem,
-                ifeval(good, problem.ground_truth),
-            )
+            good, bad = REPLIES[kind](kwargs)
+            score = ifeval(good, problem.ground_truth)
+            assert score.value == 1.0, (problem, good, score.reason)
+            assert bad
             for reply in bad:
                 assert ifeval(reply, problem.ground_truth).value == 0.0, (problem, reply)
             seen.add(kind)
-    assert seen == {"+".join(pair) for pair in PAIRS[split]}
+    assert seen == set(RULES) | {"+".join(pair) for pair in PAIRS[split]}
 
 
 DEGENERATE = [
@@ -278,6 +263,19 @@ def test_no_writing_task_takes_a_degenerate_reply(split: Split) -> None:
             assert not passed, (problem, passed)
 
 
+NUMERALS = {2: "two", 3: "three", 8: "eight", 10: "ten"}
+IMPLIED = (
+    "two sentences",
+    "two short sentences",
+    "sentence about",
+    "one sentence",
+    "facts",
+    "paragraphs",
+    "JSON",
+    "a sentence",
+)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_what_is_checked_is_asked_for(split: Split) -> None:
     """Every number, word, phrase and key in a ground truth stands in its prompt; floors may be implied."""
@@ -285,19 +283,17 @@ def test_what_is_checked_is_asked_for(split: Split) -> None:
         if problem.verifier != "ifeval":
             continue
         prompt = problem.messages[0].content
-        for name, kwargs in zip(
-            problem.ground_truth["instruction_id_list"], problem.ground_truth["kwargs"], strict=True
-        ):
-            floor = name == "length_constraints:number_words" and kwargs["relation"] == "at least"
-            stated = re.search(r"\bword(s\b|\b)|\bfive\b", prompt)
-            if floor and "writing/json" not in problem.source:
-                assert stated or "starts with -" in prompt or "words" in prompt, prompt
+        truth = problem.ground_truth
+        for name, kwargs in zip(truth["instruction_id_list"], truth["kwargs"], strict=True):
+            if name == "length_constraints:number_words" and kwargs["relation"] == "at least":
+                stated = NUMERALS.get(kwargs["num_words"], "-") in prompt and " words" in prompt
+                assert stated or any(phrase in prompt for phrase in IMPLIED), prompt
                 continue
-            for value in kwargs.values():
+            for key, value in kwargs.items():
                 for item in value if isinstance(value, list) else [value]:
-                    if item in (2, "less than", "at least"):
-                        continue
-                    assert str(item).rstrip(":").lower() in prompt.lower(), (item, prompt)
+                    if key not in ("relation", "nth_paragraph"):
+                        found = {str(item).rstrip(":").lower(), NUMERALS.get(item, "-")}
+                        assert any(text in prompt.lower() for text in found), (item, prompt)
 
 
 @pytest.mark.parametrize("split", SPLITS)

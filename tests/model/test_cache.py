@@ -47,6 +47,13 @@ def truncated(folder):
     os.truncate(folder / "model.safetensors", 9)
 
 
+def truncated_at_the_same_instant(folder):
+    weights = folder / "model.safetensors"
+    status = weights.stat()
+    os.truncate(weights, 9)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def edited(folder):
     (folder / "model.safetensors").write_bytes(b"0123456780")
 
@@ -69,7 +76,16 @@ def foreign_manifest(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", [truncated, edited, missing, without_manifest, half_a_manifest, foreign_manifest]
+    "damage",
+    [
+        truncated,
+        truncated_at_the_same_instant,
+        edited,
+        missing,
+        without_manifest,
+        half_a_manifest,
+        foreign_manifest,
+    ],
 )
 def test_damage_is_found_and_mended(cache, damage):
     build = Builder()

@@ -48,7 +48,7 @@ def _heldout(share: float, num_problems: int, hostile: str) -> list[dict]:
                 "problem_id": f"writing/{i:04d}",
                 "sample": 0,
                 "kind": kind,
-                "prompt": f"Write two sentences about rivers. Rule: {kind}.",
+                "prompt": f"Write two sentences about rivers. Rule: {kind}. {hostile}",
                 "output": f"{answer}. {'Their water is patient. ' * (1 + i % 3)}{hostile}",
                 "num_tokens": 24 + i % 40,
                 "stop_reason": "stop" if (correct or i % 3) else "length",
@@ -120,6 +120,8 @@ def _metrics(kind: str, num_steps: int) -> list[dict]:
 
 def _rollouts(path: Path, step: int, hostile: str) -> None:
     rng = random.Random(step)
+    # Parquet holds UTF-8 only; JSON can smuggle lone surrogates.
+    hostile = hostile.encode("utf-8", "replace").decode()
     rows = []
     for i in range(24):
         correct = rng.random() < 0.5
@@ -128,7 +130,7 @@ def _rollouts(path: Path, step: int, hostile: str) -> None:
                 "step": step,
                 "problem_id": f"writing/train/{i // 4:04d}",
                 "sample": i % 4,
-                "prompt": f"Write about harbour number {i // 4} without commas.",
+                "prompt": f"Write about harbour number {i // 4} without commas. {hostile}",
                 "completion": f"The harbour sleeps in a thin fog{'' if correct else ', mostly'}. {hostile}",
                 "ids": [5, 6, 7],
                 "logprobs": [-0.5, -1.25, -0.1],
@@ -200,7 +202,15 @@ def write_run(root: Path, *, hostile: str = HOSTILE, num_problems: int = 240, nu
                 "targets": 130_100 - 9_000 * index,
                 "dropped": {"longer than 512 tokens": 12, "no assistant turn": 1} if kind == "sft" else {},
                 "examples": [f"row 17: {hostile}"] if kind == "sft" else [],
-                "sources": [{"name": "writing", "rows_read": 2000, "rows_used": 1907, "sha256": "77aa" * 16}],
+                "sources": [
+                    {
+                        "name": "writing",
+                        "rows_read": 2000,
+                        "rows_used": 1907,
+                        "sha256": "77aa" * 16,
+                        "licence": "Apache-2.0",
+                    }
+                ],
                 "notes": ["the writing prompts are generated from a seed"] if kind == "sft" else [],
             },
         )

@@ -59,7 +59,7 @@ CASES = [
         "detectable_format:number_highlighted_sections",
         {"num_highlights": 1},
         ["* item * x"],
-        ["* item one\n* item two"],
+        ["* item one\n* item two", "** **"],
     ),
     (
         "keywords:frequency",

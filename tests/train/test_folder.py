@@ -168,15 +168,14 @@ def test_missing_json_names_the_file(tmp_path):
 
 
 def test_peak_memory_sees_a_large_allocation():
-    """A child that fills 256 MiB reports at least that and less than 4 GiB: the unit is GiB."""
+    """A child that fills 1 GiB reports between 1 and 2: the unit is GiB, and the peak outlives the block."""
     code = (
         "from posttrain.train.folder import peak_rss_gib\n"
-        "before = peak_rss_gib(); block = bytearray(256 << 20); block[::4096] = b'x' * len(block[::4096])\n"
-        "print(before, peak_rss_gib())\n"
+        "block = bytearray(1 << 30); block[::4096] = b'x' * len(block[::4096]); del block\n"
+        "print(peak_rss_gib())\n"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    before, after = map(float, answer.stdout.split())
-    assert 0.2 < after - before < 0.4 and after < 4
+    assert 1 < float(answer.stdout) < 2
 
 
 def test_manifest_says_what_the_run_was_made_with(tmp_path):
@@ -242,3 +241,7 @@ def test_git_is_the_commit_of_tracked_sources_only(tmp_path):
     assert describe_git(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (package / "__init__.py").write_text("changed = 1")
     assert describe_git(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    stranger = tmp_path / "site-packages"
+    stranger.mkdir()
+    (stranger / "__init__.py").write_text("")
+    assert describe_git(stranger) is None

@@ -129,6 +129,17 @@ def test_warnings_are_shown_once_counted_and_kept_per_stage(out, clock):
     assert out.getvalue().count("a [bold]row[/bold] was too long") == 1
 
 
+def test_a_warning_that_comes_again_belongs_to_its_stage_too(out, clock):
+    with plain(out, clock) as progress:
+        progress.warn("slow")
+        progress.warn("slow")
+        assert progress.take_warnings() == ["slow (2 times)"]
+        progress.warn("slow")
+        assert progress.take_warnings() == ["slow"]
+        assert progress.take_warnings() == []
+        assert progress.warnings == ["slow (3 times)"]
+
+
 def test_a_terminal_gets_bars(out, clock, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     console = Console(file=out, force_terminal=True, width=120)

@@ -132,8 +132,8 @@ def max_difference(logprobs: Tensor, other_logprobs: Tensor, mask: Tensor) -> Te
 def max_ratio_deviation(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Largest |r - 1|, r = exp(logprobs - old_logprobs), over the mask: a pure number, 0 if nothing is kept.
 
-    Before the first update of a step it must be below 1e-5 (`policy/ratio_max_deviation`); otherwise the
-    old log-probabilities are not the policy's. Combine micro-batches with max.
+    Before a step's first update it must be below 1e-5 (`policy/ratio_max_deviation`) if `old_logprobs` are
+    the learner's own; if the sampler's, it is the sampler's largest error. Combine micro-batches with max.
 
     Shapes: (...) each, equal. Errors: those of `keep`. Source: definition.
     """

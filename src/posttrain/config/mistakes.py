@@ -69,13 +69,20 @@ WANTED = {
 
 def explain(error: ValidationError, document: Document) -> RecipeError:
     """The RecipeError that says where the first mistake is, what it is, and how many more there are."""
-    found = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+    found = [e for e in error.errors() if not _echo(e, error.errors())]
     # A misspelt key also makes the right one missing: say the former first.
     first = min(found, key=lambda e: e["type"] != "extra_forbidden")
     place, sentence = _sentence(first, document)
     others = len(found) - 1
     rest = f" (and {others} more {'mistake' if others == 1 else 'mistakes'})" if others else ""
     return RecipeError(f"{place}: {sentence}{rest}")
+
+
+def _echo(error: ErrorDetails, errors: list[ErrorDetails]) -> bool:
+    """True for what pydantic adds to other errors: a list is "too short" when its entries are wrong."""
+    at = error["loc"]
+    below = any(len(e["loc"]) > len(at) and e["loc"][: len(at)] == at for e in errors)
+    return error["type"] == "default_factory_not_called" or (error["type"] == "too_short" and below)
 
 
 def table_at(keys: Keys) -> type[Part] | None:

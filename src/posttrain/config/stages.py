@@ -226,6 +226,11 @@ class GRPO(Part):
         description="Weigh each token by the learner's probability over the sampler's, at most this; null "
         "never weighs.",
     )
+    old_logprobs: Literal["sampler", "learner"] = Field(
+        default="sampler",
+        description="Log-probabilities the ratio is taken against: those the sampler drew with, or the "
+        "learner's own, computed again before the step's first update.",
+    )
     zero_signal: Literal["keep", "skip", "refill"] = Field(
         default="keep",
         description="What happens to a group whose rewards are all equal: trained on for its KL term only, "
@@ -292,6 +297,12 @@ class GRPO(Part):
                 f"total_episodes is {self.total_episodes}, less than one step: {product} = {size}",
             )
         check_micro_batch_mean(self.loss_denominator, self.rows_per_micro_batch)
+        if self.importance_cap is not None and self.old_logprobs != "learner":
+            raise broken_rule(
+                "importance_cap",
+                "importance_cap weighs the learner's probabilities against the sampler's, so it needs "
+                "old_logprobs learner",
+            )
         return self
 
     @model_validator(mode="after")

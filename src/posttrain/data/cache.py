@@ -159,5 +159,5 @@ def _read(stem: Path) -> Tokenised | None:
             start += length
         dropped = Dropped(description["dropped"]["counts"], tuple(description["dropped"]["examples"]))
         return Tokenised(rows, dropped, description["num_escaped"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None

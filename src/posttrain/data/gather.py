@@ -78,3 +78,12 @@ def describe(record: MixtureRecord) -> list[dict[str, Any]]:
         }
         for part in record.parts
     ]
+
+
+def identity(source: Source, *, seed: int) -> str:
+    """What decides the rows of `source`: the content's sha256, or a hub id and its revision."""
+    if source.builtin is not None:
+        return _problems_part(source, seed).sha256
+    if source.path is not None:
+        return _read(source).sha256
+    return f"{source.hub}@{source.revision or 'newest'}"

@@ -11,6 +11,7 @@ Left out: tool calls and documents in templates, and continuing a partly written
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -26,9 +27,12 @@ from posttrain.errors import DataError, ModelError
 from posttrain.records import Message, Row
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 TrainOn = Literal["all", "last"]
+Tokens = tuple[list[int], list[tuple[int, int]]]
+"""Ids, and the characters [start, end) that each stands for."""
 
 _PLAIN = (Message("user", "Hello there."), Message("assistant", "Yes, it is."))
 
@@ -88,6 +92,7 @@ class Renderer:
         self.template = find_template(template) if template is not None else _own_template(tokenizer)
         self.num_escaped = 0
         """Special-token strings met inside messages so far and encoded as ordinary text."""
+        self._core = _core(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added_ids = {token.content: id for id, token in added.items()}
         self._special = _any_of([token.content for token in added.values() if token.special])
@@ -121,7 +126,7 @@ class Renderer:
                 "a prompt ends in an assistant turn, so there is nothing left to write; drop that turn"
             )
         text, spans = self._lay_out(messages, generation_prompt=True)
-        ids, _, _ = self._encode(text, self._with_special_text(messages, spans))
+        ids, _ = self._encode(text, self._with_special_text(messages, spans))
         return tuple(ids)
 
     def conversation(self, messages: Sequence[Message], *, train_on: TrainOn = "all", id: str = "") -> Row:
@@ -145,13 +150,9 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all that decides tokens here: template, tokenizer, special tokens, and a rendering."""
-        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        # Truncation and padding are left in the tokenizer by its last caller; neither is used here.
         parts = {
             "template": self.template,
-            "tokenizer": {
-                name: value for name, value in state.items() if name not in ("truncation", "padding")
-            },
+            "tokenizer": self._core.to_str(),
             "special": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
             "rendering": self.text(_PLAIN) + self.text(_PLAIN[:1], generation_prompt=True),
         }
@@ -163,7 +164,8 @@ class Renderer:
         text, spans = self._lay_out(messages, generation_prompt=False)
         said = [span for span in spans if messages[span.message].role == "assistant"]
         said = said[-1:] if train_on == "last" else said
-        ids, starts, ends = self._encode(text, self._with_special_text(messages, spans))
+        ids, places = self._encode(text, self._with_special_text(messages, spans))
+        starts, ends = np.array(places, dtype=np.int64).reshape(-1, 2).T
         mask = np.zeros(len(ids), dtype=bool)
         for span in said:
             inside = np.flatnonzero((starts < span.stop) & (ends > span.target))
@@ -266,45 +268,44 @@ class Renderer:
         """The spans of messages whose words contain the text of a special token."""
         return [(s.start, s.end) for s in spans if self._special.search(messages[s.message].content)]
 
-    def _encode(
-        self, text: str, tainted: Sequence[tuple[int, int]]
-    ) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """Ids, and the characters [start, end) that each stands for: every character belongs to some token.
+    def _encode(self, text: str, tainted: Sequence[tuple[int, int]]) -> Tokens:
+        """Ids, and the characters that each stands for.
 
         Special-token strings inside the `tainted` spans become ordinary text.
         """
         if not tainted:
-            return _covering(*self._tokenise(text))
+            return self._tokenise(text)
         found = list(self._special.finditer(text))
         kept = [m for m in found if not any(m.start() < end and m.end() > start for start, end in tainted)]
         if not self._splits_cleanly:
             names = ", ".join(sorted({m[0] for m in found if m not in kept}))
             raise DataError(f"the text contains {names}, which this tokenizer cannot take as text; remove it")
         self.num_escaped += len(found) - len(kept)
-        return _covering(*self._tokenise_around(text, kept))
+        return self._tokenise_around(text, kept)
 
-    def _tokenise(self, text: str, *, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,  # the template writes the BOS, if there is to be one
-            split_special_tokens=not special,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return encoded["input_ids"], encoded["offset_mapping"]
+    def _tokenise(self, text: str) -> Tokens:
+        found = self._core.encode(text, add_special_tokens=False)  # the template writes the BOS, if any
+        return found.ids, found.offsets
 
-    def _tokenise_around(
-        self, text: str, kept: Sequence[re.Match[str]]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokenise_as_text(self, text: str) -> Tokens:
+        found = self._text_core.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
+    @cached_property
+    def _text_core(self) -> Tokenizer:
+        """The tokenizer that takes special-token strings as ordinary text."""
+        core = copy.deepcopy(self._core)
+        core.encode_special_tokens = True
+        return core
+
+    def _tokenise_around(self, text: str, kept: Sequence[re.Match[str]]) -> Tokens:
         """Only the special tokens in `kept` are taken as such; what lies between is ordinary text."""
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         position = 0
         for match in [*kept, None]:
             end = match.start() if match else len(text)
-            piece, places = self._tokenise(text[position:end], special=False) if end > position else ([], [])
+            piece, places = self._tokenise_as_text(text[position:end])
             ids += piece
             offsets += [(position + start, position + stop) for start, stop in places]
             if match:
@@ -361,8 +362,16 @@ def _marker(mark: str, message: int) -> str:
     return f"{mark}{message}E"
 
 
-def _covering(ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Starts moved left over gaps: byte-level tokenizers may leave spaces out of the offsets they report."""
-    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    reached = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
-    return ids, np.minimum(starts, reached), ends
+def _core(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the tokenizer's engine that does nothing but tokenise.
+
+    It has no truncation or padding left behind by others, and reports offsets as they are: byte-level
+    tokenizers otherwise leave spaces out of them, so that indentation would be no target.
+    """
+    from tokenizers import processors
+
+    core: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
+    core.no_truncation()
+    core.no_padding()
+    core.post_processor = processors.Sequence([])
+    return core

@@ -1,7 +1,7 @@
 """What the writing tasks ask for beside their topic, in several wordings, and how it is checked.
 
-Every request states a least number of words, or implies it, and that is checked too: so no empty or
-one-word reply passes.
+Every request states or implies a least number of words, and that is checked too: so no empty and no one-word
+reply passes. A floor that is only implied ("two sentences") is one that any honest reply clears.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ Instruction = tuple[str, dict[str, Any]]
 
 Choice = Mapping[str, Any]
 
-_OPENINGS = (
-    "Write two short sentences about {topic} (at least {floor} words).",
-    "Describe {topic} in one or two sentences of at least {floor} words.",
-    "Tell me briefly about {topic} in {floor} or more words.",
-    "Write a short note about {topic} with at least {floor} words.",
-    "Give a short description of {topic} in at least {floor} words.",
-)
-_FLOORS = tuple({"floor": number} for number in (8, 10, 12))
+_OPENINGS = {
+    "Write two sentences about {topic}.": 6,
+    "Describe {topic} in two sentences.": 6,
+    "Say something about {topic} in two short sentences.": 6,
+    "Tell me about {topic} in at least eight words.": 8,
+    "Write a short note about {topic}, at least eight words long.": 8,
+    "Write ten or more words about {topic}.": 10,
+}
+"""The common openings, each with its floor in words."""
+
 _PARAGRAPHS = (
-    "Write {number} short paragraphs about {topic}, at least five words each.",
-    "Tell me about {topic} in {number} short paragraphs of five or more words each.",
-    "Describe {topic} in {number} brief paragraphs, each of at least five words.",
+    "Write {number} short paragraphs about {topic}.",
+    "Tell me about {topic} in {number} short paragraphs.",
+    "Describe {topic} in {number} brief paragraphs.",
 )
 
 
@@ -41,8 +43,7 @@ def words_at_least(number: int) -> Instruction:
 class Rule:
     """One constraint: `wordings` are format strings over a choice and the topic's words.
 
-    Most rules follow any of the common openings, whose choices hold the floor in words. A rule with
-    `openings` of its own sets the floor by its `checks`.
+    Most rules follow any of the common openings. One with `openings` of its own sets its floor in `checks`.
     """
 
     wordings: tuple[str, ...]
@@ -68,16 +69,16 @@ def _forbidden(topic: Topic, choice: Choice) -> list[Instruction]:
 
 
 def _bullets(topic: Topic, choice: Choice) -> list[Instruction]:
-    number = choice["bullets"]
+    number = choice["count"]
     return [
         ("detectable_format:number_bullet_lists", {"num_bullets": number}),
-        words_at_least(3 * number),
+        words_at_least(2 * number),
     ]
 
 
 def _short(topic: Topic, choice: Choice) -> list[Instruction]:
     limit = {"num_words": choice["limit"], "relation": "less than"}
-    return [("length_constraints:number_words", limit), words_at_least(5)]
+    return [("length_constraints:number_words", limit), words_at_least(4)]
 
 
 def _json(topic: Topic, choice: Choice) -> list[Instruction]:
@@ -91,17 +92,19 @@ def _json(topic: Topic, choice: Choice) -> list[Instruction]:
 
 
 def _paragraphs(topic: Topic, choice: Choice) -> list[Instruction]:
-    number = choice["number"]
+    number = choice["count"]
     return [
         ("length_constraints:number_paragraphs", {"num_paragraphs": number}),
-        words_at_least(5 * number),
+        words_at_least(3 * number),
     ]
 
 
 def _first_word(topic: Topic, choice: Choice) -> list[Instruction]:
     wanted = {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": choice["word"].lower()}
-    return [("length_constraints:nth_paragraph_first_word", wanted), words_at_least(10)]
+    return [("length_constraints:nth_paragraph_first_word", wanted), words_at_least(6)]
 
+
+_NUMBERS = ({"number": "two", "count": 2}, {"number": "three", "count": 3})
 
 RULES: dict[str, Rule] = {
     "lowercase": Rule(
@@ -182,34 +185,34 @@ RULES: dict[str, Rule] = {
     ),
     "bullets": Rule(
         (
-            "Use exactly {bullets} bullet points of at least three words each.",
-            "Answer with exactly {bullets} bullets, each starting with * and at least three words long.",
-            "Give exactly {bullets} bullet points (three words or more each).",
-            "Write {bullets} lines that start with -, each of three or more words.",
+            "Use exactly {number} bullet points.",
+            "Give exactly {number} bullet points, each starting with *.",
+            "Make it {number} lines that each start with -.",
+            "Answer with {number} bullet points and nothing else.",
         ),
         _bullets,
-        tuple({"bullets": number} for number in (2, 3, 4)),
+        _NUMBERS,
         (
-            "Make a list about {topic}.",
-            "List some facts about {topic}.",
-            "Tell me about {topic} in a list.",
-            "Give me some ideas about {topic}.",
+            "List facts about {topic}.",
+            "Write facts about {topic} as a list.",
+            "What are some facts about {topic}?",
+            "Tell me facts about {topic}.",
         ),
     ),
     "short": Rule(
         (
-            "Use fewer than {limit} words, but at least five.",
-            "Keep it under {limit} words, with no fewer than five.",
-            "Your answer must have at least five words and fewer than {limit}.",
-            "Say it in less than {limit} words (but five or more).",
+            "Use fewer than {limit} words.",
+            "Keep it under {limit} words.",
+            "Your answer must be shorter than {limit} words.",
+            "Say it in less than {limit} words.",
         ),
         _short,
         tuple({"limit": number} for number in (12, 15, 20)),
         (
             "Write one sentence about {topic}.",
-            "Describe {topic}.",
-            "Tell me about {topic}.",
-            "Say something about {topic}.",
+            "Describe {topic} in one sentence.",
+            "Tell me about {topic} in a sentence.",
+            "Write a short sentence about {topic}.",
         ),
     ),
     "json": Rule(
@@ -238,7 +241,7 @@ RULES: dict[str, Rule] = {
             "Between them, write ***.",
         ),
         _paragraphs,
-        tuple({"number": number} for number in (2, 3)),
+        _NUMBERS,
         _PARAGRAPHS,
     ),
     "first_word": Rule(
@@ -279,9 +282,8 @@ class RequestPool:
     verifier = "ifeval"
 
     def _columns(self) -> list[tuple[Any, ...]]:
-        """What is free to choose: topic, opening, floor, then wording and choice of each rule."""
-        openings = self.rules[0].openings
-        columns: list[tuple[Any, ...]] = [self.topics, openings or _OPENINGS, ({},) if openings else _FLOORS]
+        """What is free to choose: topic, opening, then wording and choice of each rule."""
+        columns: list[tuple[Any, ...]] = [self.topics, self.rules[0].openings or tuple(_OPENINGS)]
         for rule in self.rules:
             columns += [rule.wordings, rule.choices]
         return columns
@@ -300,13 +302,13 @@ class RequestPool:
         for column in self._columns():
             index, digit = divmod(index, len(column))
             picked.append(column[digit])
-        topic, opening, floor, *asked = picked
+        topic, opening, *asked = picked
         words = {"topic": topic.name, "word": topic.keywords[0], "other": topic.keywords[1]}
-        words |= {"lure": topic.tempting[0], "bait": topic.tempting[1], **floor}
+        words |= {"lure": topic.tempting[0], "bait": topic.tempting[1]}
         for choice in asked[1::2]:
             words |= choice
         sentences = [opening, *asked[0::2]]
-        instructions = [words_at_least(floor["floor"])] if floor else []
+        instructions = [words_at_least(_OPENINGS[opening])] if opening in _OPENINGS else []
         for rule, choice in zip(self.rules, asked[1::2], strict=True):
             instructions += rule.checks(topic, choice)
         prompt = " ".join(sentence.format(**words) for sentence in sentences)

@@ -54,6 +54,7 @@ def save_model(
             "resize the model first"
         )
     _set_token_ids(config, tokenizer, renderer_stop_ids)
+    config.dtype = dtype
     record = {
         "posttrain_version": posttrain.__version__,
         "base_model": base_model,

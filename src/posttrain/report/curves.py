@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from posttrain.report.wording import compact
@@ -156,11 +157,15 @@ def smoothing_window(num_rows: int) -> int:
 def moving_average(values: Sequence[float], window: int) -> list[float]:
     """Centred mean over `window` (odd) neighbours, fewer at the ends; NaN only where all are NaN."""
     reach = window // 2
+    real = [not math.isnan(value) for value in values]
+    sums = [0.0, *accumulate(value if there else 0.0 for value, there in zip(values, real, strict=True))]
+    counts = [0, *accumulate(real)]
     result = []
-    for index, value in enumerate(values):
+    for index, there in enumerate(real):
+        start, stop = max(0, index - reach), min(len(real), index + reach + 1)
         # A gap in the data stays a gap in the line.
-        near = [y for y in values[max(0, index - reach) : index + reach + 1] if not math.isnan(y)]
-        result.append(math.nan if math.isnan(value) else math.fsum(near) / len(near))
+        mean = (sums[stop] - sums[start]) / (counts[stop] - counts[start]) if there else math.nan
+        result.append(mean)
     return result
 
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from posttrain.errors import DataError
 from posttrain.evaluation.statistics import Estimate
@@ -33,7 +35,7 @@ class _Ink:
 
 _LIGHT = _Ink("#ffffff", "#191d23", "#565f6b", "#e3e0d9", "#7d8590", "#0a63b0")
 _DARK = _Ink("#0d1117", "#e9ebee", "#a7b0bb", "#2c323a", "#98a1ac", "#62b1f5")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 11,
@@ -61,8 +63,8 @@ def _draw(outcome: Outcome, ink: _Ink) -> Figure:
     panels = 2 if outcome.kinds else 1
     num_rows = max(len(stages), len(outcome.kinds))
     width, size = (11.2, 14) if panels == 2 else (8.0, 11)
-    figure = Figure(figsize=(width, 1.5 + 0.52 * num_rows), facecolor=ink.paper, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.18, h_pad=0.14, wspace=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.18, h_pad=0.14, wspace=0.08)
+    figure = Figure(figsize=(width, 1.5 + 0.52 * num_rows), facecolor=ink.paper, layout=layout)
     figure.suptitle(outcome.sentence, x=0.02, ha="left", color=ink.text, fontsize=size, fontweight="bold")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     estimates = [score.estimate for score in stages if score.estimate is not None]

@@ -99,7 +99,8 @@ def measure(run: RunRecord) -> Outcome:
         scores.append(_score(stage, before, notes))
         evaluated.append(stage)
     named = {score.name: score for score in scores}
-    gain, kinds = None, ()
+    gain: Paired | None = None
+    kinds: tuple[KindScore, ...] = ()
     if len(evaluated) > 1:
         gain = _compare(evaluated[0], evaluated[-1], notes)
         kinds = _kinds(evaluated[0].samples, evaluated[-1].samples)

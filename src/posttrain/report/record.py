@@ -119,6 +119,9 @@ def _read_stage(folder: StageFolder, label: str, planned: Mapping[Any, Any], gap
     done = _object(folder.done, gaps) if folder.done.is_file() else None
     if done is None:
         gaps.append(f"{label} is not finished")
+        # A finished stage without an evaluation is one whose recipe asks for none.
+        if not folder.heldout.is_file():
+            gaps.append(f"{label} has no held-out evaluation yet")
     try:
         metrics = tuple(read_metrics(folder.metrics))
     except CheckpointError as error:
@@ -149,7 +152,6 @@ def _object(path: Path, gaps: list[str]) -> dict[str, Any] | None:
 
 def _read_samples(path: Path, stage: str, gaps: list[str]) -> tuple[Sample, ...]:
     if not path.is_file():
-        gaps.append(f"{stage} has no held-out evaluation yet")
         return ()
     samples: list[Sample] = []
     damaged = 0
@@ -186,7 +188,8 @@ def _read_rollouts(folder: Path, stage: str, gaps: list[str]) -> tuple[Mapping[s
         try:
             names = parquet.read_schema(path).names
             columns = [column for column in _ROLLOUT_COLUMNS if column in names]
-            return tuple(parquet.read_table(path, columns=columns).to_pylist())
+            rows = parquet.read_table(path, columns=columns).to_pylist()
+            return tuple({**dict.fromkeys(_ROLLOUT_COLUMNS), **row} for row in rows)
         except (pa.ArrowException, OSError):
             gaps.append(f"{stage}: {path.name} cannot be read and was left out")
     return ()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.report.record import RunRecord, Sample, StageRecord
-from posttrain.report.wording import compact, plain
+from posttrain.report.wording import compact, count, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Extremes:
 
 @dataclass(frozen=True, slots=True)
 class DataRow:
-    """What one stage was trained on; `dropped` is (reason, count, share of all rows)."""
+    """What one stage was trained on. `sources` is (name, note); `dropped` is (reason, rows, share)."""
 
     stage: str
     rows: int
     tokens: int
     targets: int
-    sources: tuple[Mapping[str, Any], ...]
+    sources: tuple[tuple[str, str], ...]
     dropped: tuple[tuple[str, int, float], ...]
     examples: tuple[str, ...]
     notes: tuple[str, ...]
@@ -108,7 +108,7 @@ def data_rows(run: RunRecord) -> list[DataRow]:
         data = stage.data
         if data is None:
             continue
-        dropped = {str(reason): int(count) for reason, count in (data.get("dropped") or {}).items()}
+        dropped = {str(reason): int(number) for reason, number in (data.get("dropped") or {}).items()}
         rows = int(data.get("rows") or 0)
         total = rows + sum(dropped.values())
         ordered = sorted(dropped.items(), key=lambda item: -item[1])
@@ -118,8 +118,8 @@ def data_rows(run: RunRecord) -> list[DataRow]:
                 rows=rows,
                 tokens=int(data.get("tokens") or 0),
                 targets=int(data.get("targets") or 0),
-                sources=tuple(data.get("sources") or ()),
-                dropped=tuple((reason, count, count / total) for reason, count in ordered if count),
+                sources=tuple(_source(source) for source in data.get("sources") or ()),
+                dropped=tuple((reason, number, number / total) for reason, number in ordered if number),
                 examples=tuple(plain(example, 400) for example in data.get("examples") or ()),
                 notes=tuple(plain(note) for note in data.get("notes") or ()),
             )
@@ -178,6 +178,15 @@ def spell_parts(row: Mapping[str, Any]) -> str:
     except ValueError:
         return ""
     return ", ".join(f"{name} {compact(float(value))}" for name, value in parts.items())
+
+
+def _source(source: Mapping[str, Any]) -> tuple[str, str]:
+    """A source's name, and its rows, hash and licence in words."""
+    used, read = source.get("rows_used"), source.get("rows_read")
+    parts = [f"{count(used, 'row')} of {count(read, 'row')}" if read is not None else ""]
+    parts.append(f"sha256 {str(source['sha256'])[:12]}" if source.get("sha256") else "")
+    parts.append(str(source.get("licence") or ""))
+    return plain(source.get("name") or "unnamed", 200), plain(", ".join(filter(None, parts)), 200)
 
 
 def _shuffle_key(problem: str) -> str:

@@ -43,6 +43,7 @@ _HEADED = re.compile(r"[\s*=:$\\]*[-+−–]?\s?[$£€¥₹]?\s?[\d.]")
 _REMARK = re.compile(r"([\d%][^\d()\n]{0,40})\([^()]{0,300}\)[\s.!*]*$")
 _LETTER = re.compile(r"[^\W\d_]")
 _TAIL_CHARACTERS = 400
+_WINDOW_CHARACTERS = 20_000
 _SHORT_TAIL = 60
 _MOST_MARKERS = 4
 
@@ -112,8 +113,8 @@ def _final_value(completion: str) -> Number:
 def _boxed_value(completion: str) -> Number:
     values = set()
     for content in boxed_contents(completion)[-_MOST_MARKERS:]:
-        text = plain_text(content)
-        value = _first_value(text)
+        text = plain_text(content[:_TAIL_CHARACTERS])
+        value = _first_value(text) if len(content) <= _TAIL_CHARACTERS else None
         if value is None or "\\" in text or "^" in text or text.endswith("!"):
             raise _NoNumber(f"the box holds no plain number: {content[:40]!r}")
         values.add(value)
@@ -136,7 +137,10 @@ def _headed(completion: str) -> Iterator[str]:
 
 def _announced(completion: str) -> Iterator[str]:
     """What follows "the answer is", up to the end of the sentence."""
+    completion = completion[-_WINDOW_CHARACTERS:]
     lower = completion.lower()
+    if len(lower) != len(completion):  # İ and its like change the positions
+        lower = completion
     start, found = len(lower), 0
     while found < _MOST_MARKERS and (start := lower.rfind("answer", 0, start)) >= 0:
         if marker := _ANSWER.match(lower, start):
@@ -172,10 +176,10 @@ def _first_value(segment: str) -> Number | None:
 def _last_value(completion: str) -> Number:
     """The last number of the reply."""
     tail = completion[-_TAIL_CHARACTERS:]
-    if tail.rstrip(" .!*\n").endswith(")"):
-        tail = _REMARK.sub(r"\1", plain_text(tail))
-    else:
-        tail = plain_text(tail)
+    remarked = tail.rstrip(" .!*\n").endswith(")")
+    tail = plain_text(tail)
+    if remarked:
+        tail = _REMARK.sub(r"\1", tail)
     found = list(NUMBER.finditer(tail, max(0, len(tail) - _SHORT_TAIL)))
     if len(found) < 3:  # the first may be cut in two, the join needs two
         found = list(NUMBER.finditer(tail))

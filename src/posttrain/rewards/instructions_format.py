@@ -53,7 +53,7 @@ def title(reply: str) -> Result:
     r"""Some match of `<<[^\n]+>>` with more than white space inside the brackets."""
     for line in reply.split("\n"):
         opening, closing = line.find("<<"), line.rfind(">>")
-        if opening >= 0 and closing - opening > 2:
+        if closing > opening >= 0:
             inner = line[opening : closing + 2].lstrip("<").rstrip(">").strip()
             if inner:
                 return True, f"found the title <<{inner}>>"

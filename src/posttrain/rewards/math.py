@@ -6,6 +6,7 @@ values to sixty digits at sampled points; and, for a label outside our grammar, 
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import lru_cache
 from typing import Any
@@ -87,5 +88,6 @@ def _library_agrees(label: str, raw: str) -> bool:
         return False
     from math_verify import parse, verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that we keep the time ourselves
     truth, given = (parse(f"${spelling}$", parsing_timeout=None) for spelling in spellings)
     return bool(truth and given and verify(truth, given, timeout_seconds=None))

@@ -42,7 +42,7 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An ordered row between brackets: a point, a vector, an interval. `variable` is named by inequalities."""
+    """An ordered row in brackets: a point, a vector, an interval. Inequalities name the `variable`."""
 
     opening: str
     items: tuple[Answer, ...]
@@ -91,12 +91,14 @@ _OR = re.compile(r",? ?\\text\{,? ?(?:or|and)\}|,? (?:or|and) ")
 _MEMBER = re.compile(r"[A-Za-z]\\in(?![A-Za-z]) ?(.+)", re.DOTALL)
 _RELATION = re.compile(r"(\\le|\\ge|<|>)(?![A-Za-z])")
 _BASED = re.compile(r"(-?[0-9A-F]+(?:\.[0-9A-F]+)?)_(?:\{?(\d{1,2})\}?|\{\\text\{([a-z]+)\}\})")
-_BASES = {name: str(n) for n, name in enumerate("two three four five six seven eight nine ten".split(), 2)}
+_BASE_WORDS = "two three four five six seven eight nine ten"
+_BASES = {name: str(base) for base, name in enumerate(_BASE_WORDS.split(), 2)}
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
 _WHOLE_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _SYMBOL = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z]\))?")
 _PLAIN_MIXED = re.compile(r"(-?\d+) (\d+)/(\d+)")
+_REPEATING = re.compile(r"(-?)(\d{0,20})\.(\d{0,20})\\overline\{(\d{1,20})\}")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 
 
@@ -226,7 +228,11 @@ def _interval(parts: list[str], depth: int) -> Answer | None:
         relations = [flip.get(relation, "") for relation in reversed(relations)]
     if not set(relations) <= {"<", "\\le"} or len(relations) > 2:
         return None
-    named = [index for index, term in enumerate(terms) if _SYMBOL.fullmatch(term) and term not in ("\\pi", "\\infty")]
+    named = [
+        index
+        for index, term in enumerate(terms)
+        if _SYMBOL.fullmatch(term) and term not in ("\\pi", "\\infty")
+    ]
     if len(named) != 1 or (len(terms) == 3 and named != [1]):
         return None
     below = "-\\infty" if named == [0] else terms[0]
@@ -275,7 +281,8 @@ def _holds_all(text: str, closing: str) -> bool:
     """True when the first bracket closes at the very end."""
     last = len(text) - len(closing)
     return all(
-        not (token in _CLOSING and before == 0 and position != last) for token, position, before in _pieces(text)
+        not (token in _CLOSING and before == 0 and position != last)
+        for token, position, before in _pieces(text)
     )
 
 
@@ -293,6 +300,8 @@ def _read_scalar(text: str, depth: int) -> Answer | None:
     bare, unit = split_unit(text)
     if mixed := _PLAIN_MIXED.fullmatch(bare):
         bare = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    elif repeating := _REPEATING.fullmatch(bare):
+        bare = _repeating_decimal(*repeating.groups())
     node = _node(bare)
     if node is None:
         return None
@@ -305,6 +314,12 @@ def _read_scalar(text: str, depth: int) -> Answer | None:
     if node.operation == "degree":
         node, unit = node.arguments[0], "degree"
     return Scalar(node, unit, percent or negative)
+
+
+def _repeating_decimal(sign: str, whole: str, fixed: str, repeated: str) -> str:
+    r"""`0.1\overline{6}` as a fraction: (16 - 1) / 90."""
+    over = int(whole + fixed + repeated) - int(whole + fixed or "0")
+    return f"{sign}\\frac{{{over}}}{{{10 ** len(fixed) * (10 ** len(repeated) - 1)}}}"
 
 
 def _node(text: str) -> Node | None:

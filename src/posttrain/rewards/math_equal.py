@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +19,6 @@ from posttrain.rewards.math_answer import (
 )
 from posttrain.rewards.math_expression import Node, symbols
 from posttrain.rewards.math_value import (
-    TooLarge,
     Undefined,
     exact_value,
     is_real,
@@ -87,7 +86,8 @@ def _same_collection(truth: Answer, given: Answer) -> bool:
         kinds = {truth.kind, given.kind}
         if kinds == {"list", "set"} and len(truth.items) < 2:
             return False
-        if "union" in kinds and not all(isinstance(item, Row | Collection) for item in (*truth.items, *given.items)):
+        items = (*truth.items, *given.items)
+        if "union" in kinds and not all(isinstance(item, Row | Collection) for item in items):
             return False
     return _same_in_any_order(truth.items, given.items)
 
@@ -112,7 +112,10 @@ def _vector(answer: Answer) -> tuple[Answer, ...] | None:
 
 def _same_word(truth: Answer, given: Answer) -> bool:
     if isinstance(truth, Word) and isinstance(given, Word) and truth.text == given.text:
-        return True
+        # as products of letters, AB and ab differ; as words they do not
+        products = truth.node is not None and given.node is not None
+        if not products or len(truth.text) > 3:
+            return True
     nodes = [answer.node for answer in (truth, given) if isinstance(answer, Word | Scalar)]
     if len(nodes) != 2 or nodes[0] is None or nodes[1] is None:
         return False
@@ -144,7 +147,7 @@ def _answer_sides(equation: Equation) -> tuple[Answer, ...]:
 
 
 def _same_zeros(truth: Sequence[Answer], given: Sequence[Answer]) -> bool:
-    """True when one equation is a constant multiple of the other: equal ratios of `left - right` everywhere."""
+    """True when one equation is a constant multiple of the other: `left - right` in a fixed ratio."""
     nodes = [side.node for side in (*truth, *given) if isinstance(side, Scalar) and side.node is not None]
     if len(nodes) != 4:
         return False
@@ -178,9 +181,7 @@ def same_value(truth: Node, given: Node) -> bool:
     if exact_truth is not None and exact_given is not None:
         return exact_truth == exact_given
     names = symbols(truth) | symbols(given)
-    if symbols(truth) != symbols(given) and (exact_truth is not None or exact_given is not None):
-        return False
-    values = _values(truth, given, names)
+    values = _values(truth, given, names, equal_only=True)
     if not values or (names and len(values) < _POINTS_WANTED):
         return False
     if all(nearly_equal(a, b) for a, b in values):
@@ -195,19 +196,30 @@ def _exact(node: Node) -> Fraction | None:
         return None
 
 
-def _values(left: Node, right: Node, names: frozenset[str]) -> list[tuple[Any, Any]]:
-    """Both values at up to three points where both are defined, real ones first when `i` is absent."""
+def _values(
+    left: Node, right: Node, names: frozenset[str], *, equal_only: bool = False
+) -> list[tuple[Any, Any]]:
+    """Both values at the sampled points where both are defined, real ones alone when there are enough.
+
+    With `equal_only` the first real point at which they differ ends the search with nothing.
+    """
     real: list[tuple[Any, Any]] = []
     complex_: list[tuple[Any, Any]] = []
+    # three positive points prove nothing about |x| and x, so all attempts are made
     for attempt in range(_ATTEMPTS if names else 1):
         point = sample_point(names, attempt)
         try:
             pair = numeric_value(left, point), numeric_value(right, point)
         except Undefined:
             continue
-        # three positive points prove nothing about |x| and x: go on to points of either sign
-        (real if is_real(pair[0]) else complex_).append(pair)
-    return real if len(real) >= _POINTS_WANTED or not names and real else real + complex_
+        if not is_real(pair[0]):
+            complex_.append(pair)
+            continue
+        if equal_only and names and not nearly_equal(*pair):
+            return []
+        real.append(pair)
+    enough = _POINTS_WANTED if names else 1
+    return real if len(real) >= enough else real + complex_
 
 
 def _rounds_to(value: Any, truth: Node) -> bool:
@@ -227,6 +239,3 @@ def _rounds_to(value: Any, truth: Node) -> bool:
 def _decimals(value: Fraction) -> int:
     """Decimal places of a terminating decimal, at most 40."""
     return next((places for places in range(40) if (value * 10**places).denominator == 1), 40)
-
-
-SameAnswer = Callable[[Answer, Answer], bool]

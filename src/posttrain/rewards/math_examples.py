@@ -6,7 +6,9 @@ from __future__ import annotations
 def _boxed(pairs: str) -> tuple[tuple[str, str], ...]:
     """One `reply = label` pair a line, parted by ` == `; the reply is put into a box."""
     lines = [line.strip() for line in pairs.strip().splitlines()]
-    return tuple((f"So $\\boxed{{{given}}}$.", truth) for given, truth in (line.split(" == ") for line in lines))
+    return tuple(
+        (f"So $\\boxed{{{given}}}$.", truth) for given, truth in (line.split(" == ") for line in lines)
+    )
 
 
 ACCEPTS: tuple[tuple[str, str], ...] = (
@@ -84,6 +86,9 @@ ACCEPTS: tuple[tuple[str, str], ...] = (
     |x| == \sqrt{x^2}
     8.24 == \approx 8.24 \text{ mph}
     2^{2005} == 2\cdot 2^{2004}
+    0.1\overline{6} == \frac{1}{6}
+    \sin^2 x + \cos^2 x == 1
+    -221_3 == -221_{\text{three}}
     """),
     ("\\boxed{12} then \\boxed{13}", "13"),
     ("so \\boxed 7", "7"),
@@ -157,6 +162,9 @@ REJECTS: tuple[tuple[str, str], ...] = (
     \sqrt{-4} == 2
     1/0 == 0
     y=3x+2 == y=2x+2
+    12 ab == 12 cd
+    AB == ab
+    \pm 3 == 3
     """),
     ("\\boxed{12} then \\boxed{13}", "12"),
     ("\\boxed{} The answer is 3", "3"),

@@ -11,21 +11,19 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp".split()
-)  # plain `sin` and `\sin` alike
-_PLAIN_WORDS = (*_FUNCTIONS, "sqrt", "pi", "infinity", "infty", "binom")
+_FUNCTION_WORDS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp"
+FUNCTIONS = frozenset(_FUNCTION_WORDS.split())
+"""Read as functions with and without the backslash."""
+_PLAIN_WORDS = sorted((*FUNCTIONS, "sqrt", "pi", "infinity", "infty", "binom"), key=len, reverse=True)
 _TOKEN = re.compile(
-    rf"\s*(?:(\\[A-Za-z]+|\\.)|(\d+(?:\.\d+)?|\.\d+)|((?:{'|'.join(sorted(_PLAIN_WORDS, key=len, reverse=True))})"
-    r"(?![A-Za-z])|[A-Za-z])|(\*\*|\S))"
+    r"\s*(?:(\\[A-Za-z]+|\\.)|(\d+(?:\.\d+)?|\.\d+)"
+    rf"|((?:{'|'.join(_PLAIN_WORDS)})(?![A-Za-z])|[A-Za-z])|(\*\*|\S))"
 )
-_GREEK = frozenset(
-    "\\" + name
-    for name in (
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma "
-        "tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell"
-    ).split()
+_GREEK_WORDS = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma "
+    "tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell"
 )
+_GREEK = frozenset("\\" + name for name in _GREEK_WORDS.split())
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
 _MOST_NESTED = 40
 _MOST_TOKENS = 400
@@ -135,9 +133,10 @@ class _Parser:
         return bool(token) and (
             token[0].isalnum()
             or token[0] == "."
-            or token in ("(", "[", "{", "\\lfloor", "\\lceil", "\\frac", "\\sqrt", "\\binom", "\\pi", "\\infty")
+            or token
+            in ("(", "[", "{", "\\lfloor", "\\lceil", "\\frac", "\\sqrt", "\\binom", "\\pi", "\\infty")
             or token in _GREEK
-            or token.lstrip("\\") in _FUNCTIONS
+            or token.lstrip("\\") in FUNCTIONS
         )
 
     def power(self) -> Node:
@@ -172,7 +171,7 @@ class _Parser:
             return Node("number", value=Fraction(token)) if len(token) < 2000 else _refuse(token)
         if token in _CLOSING:
             return self.bracketed(token)
-        if name in _FUNCTIONS:
+        if name in FUNCTIONS:
             return self.function(name)
         if name in ("frac", "binom"):
             over = self.argument()
@@ -208,7 +207,9 @@ class _Parser:
         if self.here == "[":
             self.take()
             degree = self.bracketed("[")
-            return Node("power", (self.argument(), Node("divide", (Node("number", value=Fraction(1)), degree))))
+            return Node(
+                "power", (self.argument(), Node("divide", (Node("number", value=Fraction(1)), degree)))
+            )
         return Node("root", (self.argument(),))
 
     def function(self, name: str) -> Node:
@@ -233,7 +234,7 @@ class _Parser:
         if self.here in ("(", "{", "["):
             return self.postfixed()
         node = self.signed()
-        while self.starts_factor() and self.here.lstrip("\\") not in _FUNCTIONS:
+        while self.starts_factor() and self.here.lstrip("\\") not in FUNCTIONS:
             if self.here in ("(", "["):
                 break
             node = Node("multiply", (node, self.power()))

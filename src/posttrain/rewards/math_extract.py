@@ -20,6 +20,7 @@ _MARKER = re.compile(
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\$((?:\\.|[^$\\])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 _I_HOPE = re.compile(r"\.? ?I hope it is correct", re.IGNORECASE)
+_WINDOW_CHARACTERS = 20_000
 _LONGEST_REPLY = 80
 _LONGEST_SEGMENT = 1000
 
@@ -29,8 +30,10 @@ def final_answer(completion: str) -> str | None:
     if has_box(completion):
         contents = boxed_contents(completion)
         return (contents[-1] or None) if contents else None
-    text = completion[-8000:].strip()
+    text = completion[-_WINDOW_CHARACTERS:].strip()
     lower = text.lower()
+    if len(lower) != len(text):  # İ and its like change the positions
+        lower = text
     start = max(lower.rfind("answer"), lower.rfind("####"))
     while start >= 0:
         if marker := _MARKER.match(text, start):

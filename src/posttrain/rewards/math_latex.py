@@ -1,8 +1,11 @@
-r"""LaTeX and Unicode spellings of an answer made one: `\dfrac`, `\left`, `\!`, `−`, `∞`, `\mbox` and the like."""
+r"""One spelling out of many: `\dfrac`, `\left`, `\!`, `−`, `∞`, `\mbox` and the like."""
 
 from __future__ import annotations
 
 import re
+
+from posttrain.rewards.boxed import closing_brace
+from posttrain.rewards.math_expression import FUNCTIONS
 
 _TEXT_MACROS = "text|mbox|hbox|textrm|textnormal|textbf|textit|texttt|mathrm|operatorname|rm"
 _TOKEN = re.compile(
@@ -20,11 +23,12 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-_DROPPED = frozenset(
-    "$ \\( \\) \\[ \\] \\! \\left \\right \\big \\Big \\bigg \\Bigg \\bigl \\bigr \\Bigl \\Bigr \\biggl \\biggr "
-    "\\displaystyle \\textstyle \\scriptstyle \\limits \\mathbf \\mathit \\boldsymbol \\bm \\bf \\bold \\mathsf "
-    "\\rm \\it \\phantom \\hfill \\middle \\allowbreak".split()
+_FURNITURE = (
+    "$ \\( \\) \\[ \\] \\! \\left \\right \\big \\Big \\bigg \\Bigg \\bigl \\bigr \\Bigl \\Bigr \\biggl "
+    "\\biggr \\displaystyle \\textstyle \\scriptstyle \\limits \\mathbf \\mathit \\boldsymbol \\bm \\bf "
+    "\\bold \\mathsf \\rm \\it \\phantom \\hfill \\middle \\allowbreak"
 )
+_DROPPED = frozenset(_FURNITURE.split())
 _SPACES = frozenset(("\\ ", "\\,", "\\;", "\\:", "\\>", "\\quad", "\\qquad", "~", "\\\n", "\\\t"))
 _SAME = {
     **dict.fromkeys(("\\dfrac", "\\tfrac", "\\cfrac"), "\\frac"),
@@ -45,13 +49,11 @@ _SAME = {
     "\\lt": "<", "\\gt": ">", "\\lbrack": "[", "\\rbrack": "]", "\\lbrace": "\\{", "\\rbrace": "\\}",
     "\\lparen": "(", "\\rparen": ")", "%": "\\%", "∞": "\\infty", "π": "\\pi", "±": "\\pm", "∓": "\\mp",
     "∪": "\\cup", "∩": "\\cap", "∈": "\\in", "√": "\\sqrt", "θ": "\\theta", "α": "\\alpha", "β": "\\beta",
-    "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}",
-    "⅔": "\\frac{2}{3}", "ℝ": "\\mathbb{R}", "\\R": "\\mathbb{R}", "\\reals": "\\mathbb{R}", "∖": "\\setminus",
-    "€": "\\$", "£": "\\$", "∠": "\\angle", "φ": "\\phi", "λ": "\\lambda",
+    "φ": "\\phi", "λ": "\\lambda", "²": "^{2}", "³": "^{3}", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}",
+    "¾": "\\frac{3}{4}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "ℝ": "\\mathbb{R}", "\\R": "\\mathbb{R}",
+    "\\reals": "\\mathbb{R}", "∖": "\\setminus", "€": "\\$", "£": "\\$", "∠": "\\angle",
 }  # fmt: skip
-_FUNCTION_TEXT = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp lcm gcd max min".split()
-)
+_PLAIN = {"{,}": ",", "{-}": "-", "{+}": "+", "<=": "\\le", ">=": "\\ge"}
 _DEGREE = re.compile(r"\^(?:\{\\circ\}|\\circ)")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
 _GROUPED_BY_SPACE = re.compile(r"(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?! ?\d)")
@@ -60,7 +62,7 @@ _JOINABLE = re.compile(r"[A-Za-z0-9]")
 
 
 def normal_latex(raw: str) -> str:
-    """One spelling for each answer. Single spaces stay only where they part two words, numbers or commands."""
+    """One spelling for each answer; single spaces stay where they part words, numbers or commands."""
     out: list[str] = []
     spaced = False
     for found in _TOKEN.finditer(raw):
@@ -75,20 +77,21 @@ def normal_latex(raw: str) -> str:
             if not token:
                 continue
         token = _SAME.get(token, token)
-        if out and _JOINABLE.match(token) and _JOINABLE.match(out[-1][-1]):
-            # a letter after a command must stay apart from it, whether a space was written or a macro dropped
-            if spaced or (out[-1][0] == "\\" and token[0].isalpha()):
-                out.append(" ")
+        # a letter after a command stays apart from it, were it only by a macro that is dropped
+        apart = spaced or (bool(out) and out[-1][0] == "\\" and token[0].isalpha())
+        if apart and out and _JOINABLE.match(token) and _JOINABLE.match(out[-1][-1]):
+            out.append(" ")
         out.append(token)
         spaced = False
     text = _DEGREE.sub(r"\\degree", "".join(out))
-    text = text.replace("{,}", ",").replace("{-}", "-").replace("{+}", "+").replace("<=", "\\le").replace(">=", "\\ge")
+    for spelling, plain in _PLAIN.items():
+        text = text.replace(spelling, plain)
     return _bare(text)
 
 
 def _text(macro: str, content: str) -> str:
     words = " ".join(content.replace("\\", " ").split())
-    if macro in ("operatorname", "mathrm", "text", "rm") and words in _FUNCTION_TEXT:
+    if macro in ("operatorname", "mathrm", "text", "rm") and words in FUNCTIONS:
         return "\\" + words
     words = words.rstrip(".,;:") if not words.lower().endswith(".m.") else words
     return f"\\text{{{words}}}" if words else ""
@@ -96,8 +99,6 @@ def _text(macro: str, content: str) -> str:
 
 def _bare(text: str) -> str:
     """Without closing punctuation and without braces around the whole."""
-    from posttrain.rewards.boxed import closing_brace
-
     text = text.strip()
     while text and text[-1] in ".,;:" and not text.endswith("\\" + text[-1]):
         text = text[:-1].rstrip()

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 
+from posttrain.rewards.math_expression import FUNCTIONS
+
 _SAME_UNIT = {
-    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
-    "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "g": "gram gm", "kg": "kilogram", "lb": "pound",
-    "oz": "ounce", "s": "sec second", "min": "minute", "h": "hr hour", "day": "", "week": "", "month": "", "year": "",
-    "dollar": "usd", "cent": "", "euro": "", "degree": "", "radian": "rad", "mph": "", "l": "liter litre",
-    "ml": "milliliter millilitre", "gallon": "", "acre": "",
+    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "acre": "",
+    "km": "kilometer kilometre", "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile",
+    "l": "liter litre", "ml": "milliliter millilitre", "gallon": "", "g": "gram gm", "kg": "kilogram",
+    "lb": "pound", "oz": "ounce", "s": "sec second", "min": "minute", "h": "hr hour", "day": "",
+    "week": "", "month": "", "year": "", "mph": "", "degree": "", "radian": "rad",
+    "dollar": "usd", "cent": "", "euro": "",
 }  # fmt: skip
 KNOWN = {spelling: unit for unit, others in _SAME_UNIT.items() for spelling in (unit, *others.split())}
 KNOWN |= {spelling + "s": unit for spelling, unit in KNOWN.items() if len(spelling) > 2}
 
-_NO_UNIT = frozenset(
-    "or and not no nor to than least most about approximately approx around between plus minus times over half "
-    "hundred thousand million billion trillion dozen tenths hundredths percent if when for is are mod base "
-    "sqrt pi infinity infty binom sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp".split()
+_VALUE_WORDS = (
+    "or and not no nor to than least most about approximately approx around between plus minus times over "
+    "half hundred thousand million billion trillion dozen tenths hundredths percent if when for is are mod"
 )
+_NO_UNIT = FUNCTIONS.union(_VALUE_WORDS.split(), ("base", "sqrt", "pi", "infinity", "infty", "binom"))
 _WORDS = re.compile(r"[A-Za-z][A-Za-z.]*(?:[ -][A-Za-z][A-Za-z.]*){0,3}")
+_SHORT = frozenset((*KNOWN, "of", "per", "a", "the", "sq"))
+_VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
 _NUMBER = r"[-+]?(?:\\\$)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?|[-+]?\d*\\frac\{\d+\}\{\d+\}"
 _BARE_WORDS = re.compile(rf"({_NUMBER}) ?([A-Za-z]{{2,}}(?: [A-Za-z]+){{0,3}})(\^\{{?[23]\}}?)?")
 _TEXT_AT_END = re.compile(r"(.*?)\\text\{([^{}]*)\}(?:\^(?:\{[23]\}|[23]))?", re.DOTALL)
@@ -33,18 +38,22 @@ def split_unit(text: str) -> tuple[str, str]:
     unit = ""
     stripped = text.lstrip("-+")
     sign = text[: len(text) - len(stripped)]
-    for dollar in ("\\$",):
-        if stripped.startswith(dollar):
-            text, unit = sign + stripped.removeprefix(dollar), "dollar"
-        elif stripped.endswith(dollar):
-            text, unit = text.removesuffix(dollar), "dollar"
+    if stripped.startswith("\\$"):
+        text, unit = sign + stripped.removeprefix("\\$"), "dollar"
+    elif stripped.endswith("\\$"):
+        text, unit = text.removesuffix("\\$"), "dollar"
     if (found := _TEXT_AT_END.fullmatch(text)) and found[1].strip() and (named := unit_name(found[2])):
         return found[1].strip(), named
     if (found := _BARE_WORDS.fullmatch(text)) and (named := unit_name(found[2])):
         glued = text[len(found[1])] != " "
-        if not glued or found[2].lower() in KNOWN:
+        if found[2].lower() in KNOWN or (not glued and all(map(_is_english, found[2].split()))):
             return found[1].strip(), named
     return text.strip(), unit
+
+
+def _is_english(word: str) -> bool:
+    """False for what may be a product of letters: `5 xy` is no five of anything."""
+    return word.lower() in _SHORT or (len(word) >= 4 and _VOWEL.search(word) is not None)
 
 
 def unit_name(words: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -13,7 +14,7 @@ from posttrain.rewards.math_expression import Node
 
 DIGITS = 60
 _MOST_BITS = 1 << 17
-_MOST_FACTORIAL = 2000
+_MOST_FACTORIAL = 5000
 
 
 class TooLarge(ValueError):
@@ -45,35 +46,16 @@ def exact_value(node: Node) -> Fraction | None:
 
 
 def _rational(operation: str, values: list[Fraction]) -> Fraction | None:
-    first, second = values[0], values[-1]
-    match operation:
-        case "add":
-            return first + second
-        case "subtract":
-            return first - second
-        case "multiply":
-            return first * second
-        case "divide":
-            if second == 0:
-                raise Undefined("division by zero")
-            return first / second
-        case "negate":
-            return -first
-        case "absolute":
-            return abs(first)
-        case "floor" | "ceiling":
-            return Fraction(math.floor(first) if operation == "floor" else math.ceil(first))
-        case "degree":
-            return first
-        case "percent":
-            return first / 100
-        case "power":
-            return _rational_power(first, second)
-        case "root":
-            return _rational_root(first)
-        case "factorial" | "binomial":
-            return _counted(operation, first, second)
-    return None
+    if operation in ("factorial", "binomial"):
+        return _counted(operation, values[0], values[-1])
+    exact = _EXACT.get(operation)
+    return exact(*values) if exact else None
+
+
+def _rational_quotient(over: Fraction, under: Fraction) -> Fraction:
+    if under == 0:
+        raise Undefined("division by zero")
+    return over / under
 
 
 def _rational_power(base: Fraction, exponent: Fraction) -> Fraction | None:
@@ -84,7 +66,7 @@ def _rational_power(base: Fraction, exponent: Fraction) -> Fraction | None:
         raise Undefined("zero to a power that is not positive")
     if abs(base) in (0, 1):
         return base if power % 2 else abs(base)
-    if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(power) > _MOST_BITS:
+    if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(power) > 10**99:
         raise TooLarge("the power is too large")
     return base**power
 
@@ -93,7 +75,11 @@ def _rational_root(value: Fraction) -> Fraction | None:
     if value < 0:
         return None
     over, under = math.isqrt(value.numerator), math.isqrt(value.denominator)
-    return Fraction(over, under) if over * over == value.numerator and under * under == value.denominator else None
+    return (
+        Fraction(over, under)
+        if over * over == value.numerator and under * under == value.denominator
+        else None
+    )
 
 
 def _counted(operation: str, first: Fraction, second: Fraction) -> Fraction | None:
@@ -104,6 +90,22 @@ def _counted(operation: str, first: Fraction, second: Fraction) -> Fraction | No
     if operation == "factorial":
         return Fraction(math.factorial(first.numerator))
     return Fraction(math.comb(first.numerator, second.numerator))
+
+
+_EXACT: dict[str, Callable[..., Fraction | None]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": _rational_quotient,
+    "negate": operator.neg,
+    "absolute": abs,
+    "floor": lambda a: Fraction(math.floor(a)),
+    "ceiling": lambda a: Fraction(math.ceil(a)),
+    "degree": lambda a: a,
+    "percent": lambda a: a / 100,
+    "power": _rational_power,
+    "root": _rational_root,
+}
 
 
 @cache
@@ -139,7 +141,9 @@ def numeric_value(node: Node, point: Mapping[str, Any], *, in_trigonometry: bool
     if operation in constants:
         return +constants[operation]
     trigonometric = operation in _TRIGONOMETRIC
-    values = [numeric_value(a, point, in_trigonometry=trigonometric or in_trigonometry) for a in node.arguments]
+    values = [
+        numeric_value(a, point, in_trigonometry=trigonometric or in_trigonometry) for a in node.arguments
+    ]
     if operation == "degree":
         return values[0] * context.pi / 180 if in_trigonometry else values[0]
     _bound(operation, values)
@@ -207,9 +211,14 @@ def nearly_equal(a: Any, b: Any) -> bool:
     context = _context()
     if context.isinf(a) or context.isinf(b):
         return bool(a == b)
-    return bool(abs(a - b) <= context.mpf(10) ** -45 * max(1, abs(a), abs(b)))
+    difference = abs(a - b)
+    return bool(
+        difference <= context.mpf(10) ** -45 * max(abs(a), abs(b)) or difference <= context.mpf(10) ** -55
+    )
 
 
 def is_real(value: Any) -> bool:
     """True when the imaginary part is zero to forty-five digits."""
-    return not hasattr(value, "imag") or bool(abs(value.imag) <= _context().mpf(10) ** -45 * max(1, abs(value)))
+    return not hasattr(value, "imag") or bool(
+        abs(value.imag) <= _context().mpf(10) ** -45 * max(1, abs(value))
+    )

@@ -85,7 +85,9 @@ class Pool:
             raise ValueError(f"timeout_seconds is {timeout_seconds}; it must be positive")
         for function, _ in calls:
             if function.__module__ == "__main__":
-                raise ValueError(f"{function.__name__} is in a script; move it to a module that workers can import")
+                raise ValueError(
+                    f"{function.__name__} is in a script; move it to a module that workers can import"
+                )
         with self._lock:
             return _Round(self, calls, timeout_seconds).run()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from posttrain.algo.dpo import PREFERENCE_LOSSES, PairSums
 from posttrain.data.loader import Loader
 from posttrain.data.pack import collate, micro_batches
-from posttrain.records import Batch, Row
+from posttrain.records import Batch, Pair
 from posttrain.train.checkpoint import Checkpoints
 from posttrain.train.metrics import MetricsLog, Totals
 from posttrain.train.schedule import learning_rate
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from posttrain.config.stages import DPO
     from posttrain.runtime.learner import Learner, Scorer
     from posttrain.train.progress import Track
-
-Pair = tuple[Row, Row]
-
 
 def preference_loss(
     logprobs: Tensor, batch: Batch, *, cfg: DPO, num_pairs: int

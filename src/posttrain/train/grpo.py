@@ -64,9 +64,8 @@ def policy_loss(
     }[cfg.loss_denominator]()
     weights = None
     if cfg.importance_cap is not None:
-        weights = truncated_importance_weights(
-            batch.old_logprobs, batch.sampled_logprobs, mask, cap=cfg.importance_cap
-        )
+        cap = cfg.importance_cap
+        weights = truncated_importance_weights(batch.old_logprobs, batch.sampled_logprobs, mask, cap=cap)
     loss, metrics = clipped_policy_loss(
         logprobs,
         batch.old_logprobs,

@@ -31,6 +31,7 @@ class Progress:
         self.clock = clock
         self._open: list[Track] = []
         self._warnings: Counter[str] = Counter()
+        self._fresh: Counter[str] = Counter()
         live = console.is_terminal and not console.is_dumb_terminal
         self._bars = _bars(console) if live else None
 
@@ -55,6 +56,7 @@ class Progress:
         if message not in self._warnings:
             self._say(f"warning: {message}", style="yellow")
         self._warnings[message] += 1
+        self._fresh[message] += 1
         if self._open:
             self._open[0].counted[message] += 1
 
@@ -62,6 +64,11 @@ class Progress:
     def warnings(self) -> list[str]:
         """Every warning of the run, with how often it came."""
         return _spell_counts(self._warnings)
+
+    def take_warnings(self) -> list[str]:
+        """The warnings since this was last asked, with their counts: a stage's, for its `done.json`."""
+        taken, self._fresh = self._fresh, Counter()
+        return _spell_counts(taken)
 
     def _say(self, line: str, *, style: str | None = None) -> None:
         self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -101,9 +108,8 @@ class Track:
                 escape(shown), total=max(self.total, 1), completed=self.completed, unit=self.unit, status=""
             )
         elif not self._depth:
-            progress._say(
-                f"{self.label}: {self.total - self.completed:,} of {self.total:,} {self.unit} to do"
-            )
+            before = f", {self.completed:,} done before" if self.completed else ""
+            progress._say(f"{self.label}: {self.total:,} {self.unit}{before}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -9,8 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from posttrain.data.pairs import Pair
-from posttrain.records import Dropped, Group, Rollout, Row
+from posttrain.records import Dropped, Group, Pair, Rollout, Row
 from posttrain.train.credit import completion_row
 from posttrain.train.seeds import seed_of
 

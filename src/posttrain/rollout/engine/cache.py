@@ -12,7 +12,7 @@ _GRAIN = 32
 
 
 class Cache:
-    """Keys and values, each (layers, slots, length, kv_heads, head_dim), for up to `slots` sequences.
+    """Keys and values, each (layers, slots, kv_heads, length, head_dim), for up to `slots` sequences.
 
     Slots are kept dense by their owner, who moves the last one into the place of one that ended.
     """
@@ -23,35 +23,47 @@ class Cache:
 
     def _empty(self, slots: int, length: int) -> Tensor:
         shape = self._shape
-        size = (shape.num_layers, slots, length, shape.num_kv_heads, shape.head_dim)
+        size = (shape.num_layers, slots, shape.num_kv_heads, length, shape.head_dim)
         # zeros: what lies behind the attention mask must at least be finite
         return torch.zeros(size, dtype=self._dtype, device=self._device)
 
     @property
+    def slots(self) -> int:
+        """Sequences there is room for."""
+        return self.keys.shape[1]
+
+    @property
+    def length(self) -> int:
+        """Positions there is room for in each."""
+        return self.keys.shape[3]
+
+    @property
     def nbytes(self) -> int:
+        """Bytes allocated."""
         return 2 * self.keys.numel() * self.keys.element_size()
 
     @staticmethod
     def bytes_per_token(shape: Shape, dtype: torch.dtype) -> int:
+        """Bytes one position of one sequence takes."""
         return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
 
     def reserve(self, slots: int, length: int) -> None:
         """Make room for `slots` sequences of `length` positions; what is there stays."""
-        _, old_slots, old_length = self.keys.shape[:3]
+        old_slots, old_length = self.slots, self.length
         if slots <= old_slots and length <= old_length:
             return
         new_slots = max(slots, old_slots)
         new_length = max(-(-length // _GRAIN) * _GRAIN, old_length)
         for name in ("keys", "values"):
             grown = self._empty(new_slots, new_length)
-            grown[:, :old_slots, :old_length] = getattr(self, name)
+            grown[:, :old_slots, :, :old_length] = getattr(self, name)
             setattr(self, name, grown)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` over slot `target`."""
         if source != target:
-            self.keys[:, target, :length] = self.keys[:, source, :length]
-            self.values[:, target, :length] = self.values[:, source, :length]
+            self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+            self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
     def clear(self) -> None:
         """Give the memory back."""

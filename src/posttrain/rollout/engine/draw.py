@@ -9,7 +9,7 @@ from torch import Tensor
 from posttrain.rollout.sampler import Sampling
 
 _BLOCK = 256
-_ROWS_AT_ONCE = 8
+_ROWS_AT_ONCE = 16
 """Rows whose float32 probabilities fit a core's cache together."""
 
 

@@ -311,9 +311,9 @@ class Engine:
         last = self._samples.pop()
         if last is not sample:
             self._samples[slot] = last
-            length = min(len(last.ids), self._sample_cache.keys.shape[2])
-            if max(slot, len(self._samples)) < self._sample_cache.keys.shape[1]:
-                self._sample_cache.move(len(self._samples), slot, length)
+            # what a sample drew last is not cached yet, and one just admitted has nothing cached
+            if len(last.ids) > 1:
+                self._sample_cache.move(len(self._samples), slot, len(last.ids) - 1)
 
     def _release(self, prompt: _Prompt) -> None:
         """Give the prompt's slot to the last prompt."""

@@ -62,8 +62,8 @@ def prefill(
     for index, layer in enumerate(weights.layers):
         normed = _normed(x, layer.attention_in, shape.norm_eps)
         query, key, value = _project(layer, normed, shape, cos, sin)
-        cache.keys[index, rows, positions] = key
-        cache.values[index, rows, positions] = value
+        cache.keys[index, rows, :, positions] = key
+        cache.values[index, rows, :, positions] = value
         out = F.scaled_dot_product_attention(
             layout.spread(query),
             layout.spread(key.repeat_interleave(repeats, 1)),
@@ -104,20 +104,20 @@ def decode(
     longest_prompt, longest = int(step.prompt_lengths.max()), int(step.sample_lengths.max())
     prompt_bias = length_bias(step.prompt_lengths, longest_prompt, x.dtype)
     sample_bias = length_bias(step.sample_lengths, longest, x.dtype)
-    capacity = samples.keys.shape[2]
-    newest = torch.arange(rows, device=x.device) * capacity + step.sample_lengths - 1
     kv_heads, per_kv = shape.num_kv_heads, shape.num_heads // shape.num_kv_heads
+    heads = torch.arange(rows * kv_heads, device=x.device) * samples.length
+    newest = heads + (step.sample_lengths - 1).repeat_interleave(kv_heads)
     grid = groups * step.samples_per_prompt
 
     for index, layer in enumerate(weights.layers):
         normed = _normed(x, layer.attention_in, shape.norm_eps)
         query, key, value = _project(layer, normed, shape, cos, sin)
-        samples.keys[index].flatten(0, 1).index_copy_(0, newest, key)
-        samples.values[index].flatten(0, 1).index_copy_(0, newest, value)
+        samples.keys[index].flatten(0, 2).index_copy_(0, newest, key.flatten(0, 1))
+        samples.values[index].flatten(0, 2).index_copy_(0, newest, value.flatten(0, 1))
         own = attend(
             query.reshape(rows, kv_heads, per_kv, shape.head_dim),
-            samples.keys[index, :rows, :longest].transpose(1, 2),
-            samples.values[index, :rows, :longest].transpose(1, 2),
+            samples.keys[index, :rows, :, :longest],
+            samples.values[index, :rows, :, :longest],
             sample_bias,
         )
         asked = query
@@ -126,8 +126,8 @@ def decode(
         by_prompt = asked.reshape(groups, step.samples_per_prompt, kv_heads, per_kv, shape.head_dim)
         out, normaliser = attend(
             by_prompt.transpose(1, 2).flatten(2, 3),
-            prompts.keys[index, :groups, :longest_prompt].transpose(1, 2),
-            prompts.values[index, :groups, :longest_prompt].transpose(1, 2),
+            prompts.keys[index, :groups, :, :longest_prompt],
+            prompts.values[index, :groups, :, :longest_prompt],
             prompt_bias,
         )
         split = (groups, kv_heads, step.samples_per_prompt, per_kv)

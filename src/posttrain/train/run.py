@@ -1,0 +1,213 @@
+"""A recipe from start to report: every stage once, each from where it stands."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from posttrain.config.load import dump_recipe
+from posttrain.config.recipe import Recipe
+from posttrain.data.gather import gather_problems, identity
+from posttrain.data.render import Renderer
+from posttrain.errors import CheckpointError
+from posttrain.evaluation.run import evaluate
+from posttrain.model.fingerprint import fingerprint
+from posttrain.model.load import load_model, load_tokenizer, pick_device, pick_dtype
+from posttrain.model.resolve import resolve
+from posttrain.report.outcome import write_summary
+from posttrain.report.run_page import write_report
+from posttrain.rollout.open import engine_for
+from posttrain.rollout.sampler import Sampling
+from posttrain.train.folder import RunFolder, StageFolder, read_json, stage_key, write_json, writing
+from posttrain.train.manifest import describe_run, now
+from posttrain.train.progress import Progress
+from posttrain.train.work import Work, run_stage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from posttrain.config.parts import Source
+
+CODE_VERSION = 1
+"""Raise this when the same recipe and data come to another model than before."""
+
+
+def run(recipe: Recipe, *, console: Console) -> Path:
+    """Run `recipe`, going on from what its folder holds; returns the folder.
+
+    Finished stages are skipped when everything that decides them is unchanged. A stage whose inputs have
+    changed is refused, not overwritten.
+    """
+    if recipe.runtime.threads is not None:
+        torch.set_num_threads(recipe.runtime.threads)
+    folder = RunFolder(recipe.output_path)
+    folder.prepare()
+    start = resolve(recipe.model, recipe.model_revision, console=console)
+    with Progress(console) as progress:
+        _Run(recipe, folder, start, progress).go()
+    return folder.root
+
+
+class _Run:
+    """What the stages of one run share."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, start: Path, progress: Progress) -> None:
+        self.recipe, self.folder, self.start, self.progress = recipe, folder, start, progress
+        self.device = pick_device(recipe.runtime.device)
+        self.dtype = pick_dtype(recipe.runtime.compute_dtype, self.device)
+        self.renderer = Renderer(load_tokenizer(start), recipe.chat_template)
+        model = load_model(start, dtype=self.dtype, device=self.device)
+        self.engine = engine_for(
+            model,
+            self.renderer,
+            dtype=self.dtype,
+            device=self.device,
+            cache_gib=recipe.runtime.sampler_cache_gib,
+        )
+        self.engine.load(model.state_dict(), version=0)
+
+    def go(self) -> None:
+        """Base evaluation, every stage, final model, summary, report."""
+        keys = self._keys()
+        self._write_manifest(keys)
+        self._stage(self.folder.stage(0, "base"), keys[0], None, self.start)
+        at = self.start
+        for index, stage in enumerate(self.recipe.stages):
+            folder = StageFolder(self.folder.stages / self.recipe.stage_folder(index))
+            work = Work(
+                self.recipe,
+                stage,
+                folder,
+                at,
+                self.renderer,
+                self.engine,
+                self.device,
+                self.dtype,
+                self.progress,
+            )
+            self._stage(folder, keys[index + 1], work, at)
+            at = folder.model
+        self._publish(at)
+        manifest = read_json(self.folder.manifest)
+        self.folder.write_manifest({**manifest, "finished": manifest["finished"] or now()})
+        write_summary(self.folder.root)
+        write_report(self.folder.root)
+
+    def _stage(self, folder: StageFolder, key: str, work: Work | None, start: Path) -> None:
+        """Train (unless it is the base) and evaluate one stage, or skip it if it is done."""
+        if folder.is_done(key):
+            self.progress.console.print(f"{folder.name}: finished before", highlight=False)
+            if work is not None:
+                self._load(folder.model)
+            return
+        _claim(folder, key)
+        started = time.monotonic()
+        if work is not None and not folder.model.is_dir():
+            run_stage(work)
+        elif work is not None:
+            self._load(folder.model)
+        self._evaluate(folder)
+        folder.finish(key, seconds=time.monotonic() - started, warnings=self.progress.take_warnings())
+
+    def _load(self, model: Path) -> None:
+        weights = load_model(model, dtype=self.dtype, device=self.device).state_dict()
+        self.engine.load(weights, version=0)
+
+    def _evaluate(self, folder: StageFolder) -> None:
+        settings = self.recipe.evaluation
+        if settings is None:
+            return
+        problems, _ = gather_problems([settings.problems], seed=settings.seed)
+        problems = problems[: settings.num_problems]
+        with self.progress.track(f"{folder.name} held-out", len(problems), unit="problems") as track:
+            rows = evaluate(
+                self.engine,
+                self.renderer,
+                problems,
+                sampling=Sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens),
+                samples_per_problem=settings.samples_per_problem,
+                seed=settings.seed,
+                out=folder.heldout,
+                track=track,
+            )
+            track.advance(0, metrics={"score": sum(row["value"] for row in rows) / len(rows)})
+
+    def _keys(self) -> list[str]:
+        """The key of the base evaluation and of each stage: equal keys, equal results."""
+        settings = self.recipe.evaluation
+        common = {
+            "code": CODE_VERSION,
+            "model": fingerprint(self.start),
+            "renderer": self.renderer.fingerprint,
+            "dtype": str(self.dtype),
+            "seed": self.recipe.seed,
+            "evaluation": None if settings is None else settings.model_dump(mode="json"),
+            "heldout": None if settings is None else identity(settings.problems, seed=settings.seed),
+        }
+        keys = [stage_key(common)]
+        for index, stage in enumerate(self.recipe.stages):
+            sources: list[Source] = [source for _, group in stage.sources for source in group]
+            parts = {
+                "before": keys[-1],
+                "folder": self.recipe.stage_folder(index),
+                "settings": stage.settings.model_dump(mode="json"),
+                "sources": [identity(source, seed=self.recipe.seed) for source in sources],
+            }
+            keys.append(stage_key(parts))
+        return keys
+
+    def _write_manifest(self, keys: list[str]) -> None:
+        text = dump_recipe(self.recipe)
+        self.folder.write_recipe(text)
+        names = [("00-base", "base")]
+        names += [(self.recipe.stage_folder(i), stage.kind) for i, stage in enumerate(self.recipe.stages)]
+        manifest = describe_run(
+            name=self.recipe.name,
+            recipe_hash=hashlib.sha256(text.encode()).hexdigest(),
+            seed=self.recipe.seed,
+            model={"name": self.recipe.model, "source": str(self.start), "sha256": fingerprint(self.start)},
+            stages=[
+                {"name": name, "kind": kind, "key": key}
+                for (name, kind), key in zip(names, keys, strict=True)
+            ],
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+        if self.folder.manifest.is_file():
+            manifest["created"] = read_json(self.folder.manifest)["created"]
+        self.folder.write_manifest(manifest)
+
+    def _publish(self, model: Path) -> None:
+        """The last stage's model as the run's own, sharing its files where the disk allows."""
+        partial = self.folder.root / ".model.partial"
+        with writing(self.folder.model):
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(model, partial, copy_function=_link_or_copy)
+            shutil.rmtree(self.folder.model, ignore_errors=True)
+            partial.replace(self.folder.model)
+
+
+def _claim(folder: StageFolder, key: str) -> None:
+    """Mark the folder as this key's; CheckpointError when it holds work of other settings."""
+    claim = folder.root / "claim.json"
+    if claim.is_file() and read_json(claim).get("key") != key:
+        raise CheckpointError(
+            f"{folder.root} holds a stage with other settings, data or code; "
+            "delete that folder to redo it, or choose another output"
+        )
+    if not claim.is_file():
+        folder.prepare()
+        write_json(claim, {"key": key, "started": now()})
+
+
+def _link_or_copy(source: str, target: str) -> Any:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
