@@ -54,6 +54,12 @@ NO_CLOSING = (  # as r1_simple_chat: nothing closes a turn
     "{% for m in messages %}{{ m.role.capitalize() + ': ' + m.content + '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+SPACED = (  # as Llama 2: no generation prompt, and a space before the closing token
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}{{ ' ' + m.content + ' ' + eos_token }}"
+    "{% else %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}{% endif %}"
+    "{% endfor %}"
+)
 
 Piece = tuple[str, bool]
 """A stretch of rendered text, and whether it is a target."""
@@ -162,6 +168,16 @@ def no_closing_pieces(messages: Sequence[Message]) -> list[Piece]:
     return pieces
 
 
+def spaced_pieces(messages: Sequence[Message]) -> list[Piece]:
+    pieces: list[Piece] = []
+    for m in messages:
+        says = m.role == "assistant"
+        # A prompt ends at [/INST], so the space after it is the assistant's to write.
+        opening, closing = (" ", " <|im_end|>") if says else ("<|im_start|>[INST] ", " [/INST]")
+        pieces += [(opening, says), (m.content, says), (closing, says)]
+    return pieces
+
+
 @dataclass(frozen=True)
 class Style:
     """A template, the special tokens it is used with, and its form by hand."""
@@ -181,6 +197,7 @@ STYLES = {
     "trimming": Style(TRIMMING, trimming_pieces),
     "thinking": Style(THINKING, thinking_pieces),
     "empty_thinking": Style(EMPTY_THINKING, empty_thinking_pieces),
+    "spaced": Style(SPACED, spaced_pieces),
     "no_closing": Style(NO_CLOSING, no_closing_pieces),
 }
 

@@ -185,9 +185,9 @@ def test_bad_problems(source, row, said):
 
 def test_ids_are_made_unique(source):
     """Part of T26: what is kept by row id must not be shared by two rows."""
-    rows = [{"id": id, "prompt": "Q", "completion": "A"} for id in ("a", "a", "a#2", "b", "a")]
+    rows = [{"id": id, "prompt": "Q", "completion": "A"} for id in ("a", "a", "a#2", "b", "b#2", "b")]
     ids = [conversation.id for conversation in read_conversations(source(*rows))]
-    assert ids[0] == "a" and ids[3] == "b" and len(set(ids)) == 5
+    assert ids[0] == "a" and ids[3] == "b" and ids[4] == "b#2" and len(set(ids)) == 6
 
 
 def test_ids_without_an_id_column_are_places(source):

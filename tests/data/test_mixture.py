@@ -46,7 +46,7 @@ def test_amounts_that_mean_nothing(amount):
         num_wanted(amount, 10)
 
 
-@pytest.mark.parametrize(("num_rows", "wanted"), [(10, 3), (10, 10), (10, 27), (1, 4), (7, 14)])
+@pytest.mark.parametrize(("num_rows", "wanted"), [(10, 3), (10, 10), (10, 27), (1, 4), (7, 14), (100, 190)])
 def test_draw(num_rows, wanted):
     """wanted // rows full copies in order, then wanted % rows different rows, without replacement."""
     drawn = draw(num_rows, wanted, seed=[1])

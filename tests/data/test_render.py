@@ -42,7 +42,7 @@ def mask_by_bytes(renderer, ids, pieces):
 
 
 def test_masks_of_random_conversations(styled, some_conversation):
-    """Closes T6: 200 random conversations under nine templates, two of them not prefix-stable.
+    """Closes T6: 200 random conversations under ten templates, two of them not prefix-stable.
 
     The ids are the plain tokenizer's; the mask is what counting bytes over the form by hand gives.
     """
@@ -57,6 +57,19 @@ def test_masks_of_random_conversations(styled, some_conversation):
         assert row.ids == plain_ids(renderer, text)
         assert row.mask == mask_by_bytes(renderer, row.ids, pieces)
     assert renderer.num_escaped == 0
+
+
+def test_targets_begin_where_prompts_end(styled, some_conversation):
+    """The text before a turn's targets is the text of the prompt for that turn, for every template."""
+    style, renderer = styled
+    generator = random.Random(8)
+    for _ in range(50):
+        messages = some_conversation(generator)
+        last = max(i for i, m in enumerate(messages) if m.role == "assistant")
+        pieces = style.pieces(messages[: last + 1])
+        start = max(i for i, (_, target) in enumerate(pieces) if target and not (i and pieces[i - 1][1]))
+        before = "".join(text for text, _ in pieces[:start])
+        assert renderer.text(messages[:last], generation_prompt=True) == before
 
 
 def test_last_turn_only(styled, some_conversation):
@@ -224,6 +237,40 @@ def test_escaping_leaves_the_rest_alone(chatml, some_conversation):
         assert ids[-len(after) :] == after and len(system) > len(after)
 
 
+def test_special_tokens_that_begin_alike(make_tokenizer):
+    """The longer of two special tokens is meant, as the tokenizer itself takes it."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end", "<end>"]})
+    renderer = Renderer(tokenizer, "{% for m in messages %}{{ m.content + '<end>' }}{% endfor %}")
+    row = renderer.conversation([Message("user", "Q <end> <end"), Message("assistant", "A")])
+    assert renderer.num_escaped == 2
+    assert row.ids.count(tokenizer.convert_tokens_to_ids("<end>")) == 2
+    assert tokenizer.convert_tokens_to_ids("<end") not in row.ids
+    assert targets(renderer, row) == "A<end>"
+
+
+def test_special_tokens_of_the_template_stay_beside_escaped_text(make_tokenizer):
+    """The template's own <think> before a reply is a token; the reply's is text."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A:<think>' }}{% endif %}"
+        "{{ m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
+    )
+    renderer = Renderer(tokenizer, template)
+    row = renderer.conversation([USER, Message("assistant", "a <think> b")])
+    assert targets(renderer, row) == "<think>a <think> b<|im_end|>"
+    assert row.ids.count(tokenizer.convert_tokens_to_ids("<think>")) == 1 == renderer.num_escaped
+
+
+def test_conversation_that_opens_with_the_assistant(chatml, tulu):
+    """There is no prompt before it, yet its header is no target."""
+    opening = [Message("assistant", "Welcome."), USER, REPLY]
+    for renderer in (chatml, tulu):
+        said = "Welcome.<|im_end|>The answer is 42.<|im_end|>"
+        assert targets(renderer, renderer.conversation(opening)) == said
+
+
 def test_special_strings_are_refused_where_they_cannot_be_text(sentencepiece_tokenizer):
     """Closes T11 for tokenizers whose pieces change when the text is cut: the row is named and refused."""
     renderer = Renderer(
@@ -235,8 +282,12 @@ def test_special_strings_are_refused_where_they_cannot_be_text(sentencepiece_tok
 
 
 def test_message_that_looks_like_a_marker(chatml):
-    reply = Message("assistant", "Zslot0Z1E and Zslot1Z0E")
-    assert targets(chatml, chatml.conversation([USER, reply])) == reply.content + "<|im_end|>"
+    """The words that stand for contents while bounds are found may stand in contents, trimmed ones too."""
+    reply = Message("assistant", "  Zslot0Z and Zslot1Z \0 Zslot2Z\n")
+    assert targets(chatml, chatml.conversation([USER, reply])).endswith("Zslot2Z\n<|im_end|>")
+    trims = "{% for m in messages %}{{ m.content | trim + '<|im_end|>' }}{% endfor %}"
+    row = Renderer(chatml.tokenizer, trims).conversation([Message("user", " Zslot1Z "), reply])
+    assert targets(chatml, row) == reply.content.strip() + "<|im_end|>"
 
 
 def test_unused_turns_of_odd_templates_are_refused(chatml_tokenizer):
@@ -244,7 +295,7 @@ def test_unused_turns_of_odd_templates_are_refused(chatml_tokenizer):
     twice = "{% for m in messages %}{{ m.content + m.content + eos_token }}{% endfor %}"
     with pytest.raises(ModelError, match="writes a message twice"):
         Renderer(chatml_tokenizer, twice)
-    # Contents that change with their neighbours: upper case if the next message is long.
+    # Contents that change with their neighbours: upper case if the next message is long, or if two are.
     mixes = (
         "{% for m in messages %}{{ '<|im_start|>' + (m.content | upper if loop.nextitem and "
         "loop.nextitem.content | length > 40 else m.content) + '<|im_end|>' }}{% endfor %}"
@@ -252,6 +303,29 @@ def test_unused_turns_of_odd_templates_are_refused(chatml_tokenizer):
     renderer = Renderer(chatml_tokenizer, mixes)
     with pytest.raises(DataError, match="row 'odd'"):
         renderer.conversation([USER, Message("assistant", "x" * 50)], id="odd")
+    together = (
+        "{% set lengths = messages | map(attribute='content') | map('length') %}"
+        "{% set shout = lengths | select('gt', 40) | list | length > 1 %}"
+        "{% for m in messages %}{{ '<|im_start|>' + (m.content | upper if shout else m.content) }}"
+        "{{ '<|im_end|>' }}{% endfor %}"
+    )
+    renderer = Renderer(chatml_tokenizer, together)
+    assert any(renderer.conversation([USER, Message("assistant", "x" * 50)]).mask)
+    with pytest.raises(DataError, match="row 'odd': the chat template mixes these messages"):
+        renderer.conversation([Message("user", "y" * 50), Message("assistant", "x" * 50)], id="odd")
+
+
+def test_wrong_offsets_are_refused(chatml, monkeypatch):
+    """Closes T6 for tokenizers whose offsets are off: targets that do not decode to the reply are refused."""
+    tokenise = chatml._tokenise
+
+    def shifted(text):
+        ids, places = tokenise(text)
+        return ids, [(max(start - 2, 0), max(end - 2, 0)) for start, end in places]
+
+    monkeypatch.setattr(chatml, "_tokenise", shifted)
+    with pytest.raises(DataError, match="row 'r': the targets decode to"):
+        chatml.conversation([USER, REPLY], id="r")
 
 
 def test_refusals_name_the_row(chatml):
@@ -324,3 +398,13 @@ def test_fingerprint_covers_template_and_tokenizer(make_tokenizer):
     ]
     assert len(set(prints)) == len(prints)
     assert Renderer(make_tokenizer()).fingerprint == prints[0]
+
+
+def test_header_without_generation_prompt_is_a_target(chatml_tokenizer):
+    """Where a template offers no generation prompt, a sampler must write the header, so it is learned."""
+    template = "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
+    renderer = Renderer(chatml_tokenizer, template)
+    row, prompt = renderer.conversation([USER, REPLY]), renderer.prompt([USER])
+    assert targets(renderer, row) == "assistant:The answer is 42.<|im_end|>"
+    assert row.ids[: len(prompt)] == prompt
+    assert not any(row.mask[: len(prompt)]) and all(row.mask[len(prompt) :])

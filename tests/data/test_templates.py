@@ -17,8 +17,8 @@ TWO_TURNS = (
 )
 OLMO_SYSTEM = (
     "<|im_start|>system\nYou are OLMo, a helpful function-calling AI assistant built by Ai2. Your date "
-    "cutoff is November 2024, and your model weights are available at https://huggingface.co/allenai. You do not "
-    "currently have access to any functions. <functions></functions><|im_end|>\n"
+    "cutoff is November 2024, and your model weights are available at https://huggingface.co/allenai. You do "
+    "not currently have access to any functions. <functions></functions><|im_end|>\n"
 )
 END = "<|endoftext|>"
 

@@ -156,6 +156,20 @@ def test_exact_values_are_bounded():
 
 
 @pytest.mark.parametrize(
+    ("answer", "truth", "value"),
+    [
+        ("\\frac{1}{2}", "\\int_0^1 x dx", 1.0),
+        ("\\frac{1}{3}", "\\int_0^1 x dx", 0.0),
+        ("\\int_0^1 x dx", "\\frac{1}{2}", 0.0),  # an answer is to be worked out
+        ("\\overline{AB}", "\\overline{CD}", 0.0),
+    ],
+)
+def test_a_label_outside_the_grammar_goes_to_the_library(answer, truth, value):
+    """The integral of x from 0 to 1 is one half."""
+    assert boxed(answer, truth) == value
+
+
+@pytest.mark.parametrize(
     ("raw", "normal"),
     [
         ("\\left( 1 , 2 \\right)", "(1,2)"),
@@ -179,6 +193,7 @@ def test_one_spelling_for_many(raw, normal):
         ("\\boxed{1} or \\boxed{2}", "2"),
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\boxed{\\{1\\}}", "\\{1\\}"),
+        ("\\boxed{\\left\\{ 1 \\right.} }", "\\left\\{ 1 \\right."),
         ("\\boxed{1} and \\boxed{2", "1"),
         ("\\boxed{}", None),
         ("The answer is 3. \\boxed{", None),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.rewards.pool import Pool
+from posttrain.rewards.pool import Pool, shared_pool
 
 sys.path.insert(0, str(Path(__file__).parent))
 import crafted
@@ -46,7 +46,13 @@ def score_all() -> tuple[list[float], list[str]]:
 
 
 def send_scores(connection) -> None:
-    connection.send(score_all())
+    workers = answering_workers()
+    connection.send((score_all(), workers))
+
+
+def answering_workers() -> set[int]:
+    """The processes that answer this process's calls."""
+    return {done[1] for done in shared_pool().run([(crafted.process_id, ())] * 40, timeout_seconds=30)}
 
 
 def alive(process_id: int) -> bool:
@@ -73,12 +79,16 @@ def test_scores_are_the_same_from_main_thread_other_thread_and_asyncio():
 def test_scores_are_the_same_from_a_daemonic_process(method):
     """Closes T46: such a process may not start multiprocessing children of its own."""
     assert score_all() == (VALUES, VERDICTS)  # the forked child inherits a pool that is not its own
+    inherited = answering_workers()
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
     process = context.Process(target=send_scores, args=(theirs,), daemon=True)
     process.start()
     assert ours.poll(120)
-    assert ours.recv() == (VALUES, VERDICTS)
+    scores, workers = ours.recv()
+    assert scores == (VALUES, VERDICTS)
+    assert workers
+    assert not workers & inherited
     process.join()
     assert process.exitcode == 0
     assert score_all() == (VALUES, VERDICTS)  # and ours still works

@@ -97,7 +97,7 @@ class Renderer:
         self._added_ids = {token.content: id for id, token in added.items()}
         self._special = _any_of([token.content for token in added.values() if token.special])
         self._closing = _any_of(list(self._added_ids), before=r"[ \t]*")
-        self._frames: dict[tuple[tuple[str, ...], bool, str], Frame] = {}
+        self._frames: dict[tuple[tuple[str, ...], bool], Frame] = {}
         try:
             self._header = self._find_header()
             self.stop_ids = self._find_stop_ids()
@@ -180,15 +180,12 @@ class Renderer:
     def _lay_out(self, messages: Sequence[Message], *, generation_prompt: bool) -> tuple[str, list[Span]]:
         """The rendered text and where each message lies in it."""
         text = self.text(messages, generation_prompt=generation_prompt)
-        mark = _free_mark(messages)
-        frame = self._frame(tuple(m.role for m in messages), generation_prompt, mark)
+        frame = self._frame(tuple(m.role for m in messages), generation_prompt)
         values = [p + messages[i].content for p, i in zip(frame.preface, frame.order, strict=True)]
         plain = frame.fill(values) == text
         if not plain:
             # The template changes contents (trims them, drops earlier thinking): see what it makes of each.
-            values = [
-                self._value(messages, slot, frame, mark, generation_prompt) for slot in range(len(values))
-            ]
+            values = [self._value(messages, slot, frame, generation_prompt) for slot in range(len(values))]
             if frame.fill(values) != text:
                 raise DataError("the chat template mixes these messages so that their bounds cannot be found")
         spans, position = [], 0
@@ -202,14 +199,12 @@ class Renderer:
             position = end
         return text, spans
 
-    def _value(
-        self, messages: Sequence[Message], slot: int, frame: Frame, mark: str, generation_prompt: bool
-    ) -> str:
+    def _value(self, messages: Sequence[Message], slot: int, frame: Frame, generation_prompt: bool) -> str:
         """What the template writes for one message, seen by rendering it among markers."""
         message = frame.order[slot]
-        among = [m if i == message else replace(m, content=_marker(mark, i)) for i, m in enumerate(messages)]
+        among = [m if i == message else replace(m, content=_marker(i)) for i, m in enumerate(messages)]
         text = self.text(among, generation_prompt=generation_prompt)
-        values = [p + _marker(mark, i) for p, i in zip(frame.preface, frame.order, strict=True)]
+        values = [p + _marker(i) for p, i in zip(frame.preface, frame.order, strict=True)]
         values[slot] = "\0"
         before, _, after = frame.fill(values).partition("\0")
         fits = text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)
@@ -219,27 +214,35 @@ class Renderer:
             )
         return text[len(before) : len(text) - len(after)]
 
-    def _frame(self, roles: tuple[str, ...], generation_prompt: bool, mark: str) -> Frame:
+    def _frame(self, roles: tuple[str, ...], generation_prompt: bool) -> Frame:
         """The frame for these roles; it does not depend on what is said, so it is found once."""
-        key = (roles, generation_prompt, mark)
+        key = (roles, generation_prompt)
         if key not in self._frames:
-            self._frames[key] = self._find_frame(roles, generation_prompt, mark)
+            self._frames[key] = self._find_frame(roles, generation_prompt)
         return self._frames[key]
 
-    def _find_frame(self, roles: tuple[str, ...], generation_prompt: bool, mark: str) -> Frame:
-        marked = [Message(role, _marker(mark, i)) for i, role in enumerate(roles)]
-        pieces = re.split(f"{mark}(\\d+)E", self.text(marked, generation_prompt=generation_prompt))
+    def _find_frame(self, roles: tuple[str, ...], generation_prompt: bool) -> Frame:
+        marked = [Message(role, _marker(i)) for i, role in enumerate(roles)]
+        pieces = re.split(_marker(r"(\d+)"), self.text(marked, generation_prompt=generation_prompt))
         order = tuple(int(number) for number in pieces[1::2])
         if len(set(order)) < len(order):
             raise DataError("the chat template writes a message twice, so its bounds are not certain")
         before, preface = [], []
-        for text, message in zip(pieces[0::2], order, strict=False):
-            cut = len(text)
-            if roles[message] == "assistant" and self._header and self._header in text:
-                cut = text.rindex(self._header) + len(self._header)
+        for slot, message in enumerate(order):
+            text = pieces[2 * slot]
+            cut = self._header_end(roles, message, text) if roles[message] == "assistant" else len(text)
             before.append(text[:cut])
             preface.append(text[cut:])
         return Frame(order, tuple(before), tuple(preface), pieces[-1])
+
+    def _header_end(self, roles: tuple[str, ...], message: int, text: str) -> int:
+        """Where, in the template's text before an assistant's content, the prompt for that turn would end."""
+        if message:
+            prompt = self._frame(roles[:message], True)
+            if text.startswith(prompt.tail):
+                return len(prompt.tail)
+        found = text.rfind(self._header) if self._header else -1
+        return found + len(self._header) if found >= 0 else len(text)
 
     def _find_header(self) -> str:
         """The text that a generation prompt adds, which is how an assistant's turn opens."""
@@ -251,7 +254,7 @@ class Renderer:
         """The tokens that close an assistant's turn: a last one, an earlier one, and the tokenizer's EOS."""
         found: list[int] = []
         for turns in (_PLAIN, _PLAIN * 2):
-            frame = self._frame(tuple(m.role for m in turns), False, _free_mark(turns))
+            frame = self._frame(tuple(m.role for m in turns), False)
             for slot, message in enumerate(frame.order):
                 closed = self._closing.match(frame.after(slot))
                 if turns[message].role == "assistant" and closed:
@@ -350,16 +353,9 @@ def _any_of(strings: Sequence[str], *, before: str = "") -> re.Pattern[str]:
     return re.compile(f"{before}(?:{choice})" if choice else r"(?!)")
 
 
-def _free_mark(messages: Sequence[Message]) -> str:
-    """A word that no message contains."""
-    number = 0
-    while any(f"Zslot{number}Z" in m.content for m in messages):
-        number += 1
-    return f"Zslot{number}Z"
-
-
-def _marker(mark: str, message: int) -> str:
-    return f"{mark}{message}E"
+def _marker(message: int | str) -> str:
+    """A word that stands for a message's content; it is looked for only in texts without real contents."""
+    return f"Zslot{message}Z"
 
 
 def _core(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -84,8 +84,6 @@ def _same_collection(truth: Answer, given: Answer) -> bool:
         return False
     if truth.kind != given.kind:
         kinds = {truth.kind, given.kind}
-        if kinds == {"list", "set"} and len(truth.items) < 2:
-            return False
         items = (*truth.items, *given.items)
         if "union" in kinds and not all(isinstance(item, Row | Collection) for item in items):
             return False

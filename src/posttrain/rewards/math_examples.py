@@ -65,6 +65,7 @@ ACCEPTS: tuple[tuple[str, str], ...] = (
     [0,1) == 0\le x<1
     0\le x<1 == [0,1)
     x > 3 == (3,\infty)
+    3 > x \ge 0 == [0,3)
     x<1 \text{ or } x>3 == (-\infty,1) \cup (3,\infty)
     (3,\infty) \cup (-\infty,1) == (-\infty,1)\cup(3,\infty)
     \mathbb{R} == (-\infty,\infty)
@@ -140,6 +141,9 @@ REJECTS: tuple[tuple[str, str], ...] = (
     (1,2,3) == (1,2)
     (1,234) == 1234
     1,2,2 == 1,2
+    1,1,2 == 1,2,2
+    \{1,2,3\} == 1,2
+    3 > x \ge 0 == (0,3]
     \begin{pmatrix} 1 & 2 \end{pmatrix} == \begin{pmatrix} 1 \\ 2 \end{pmatrix}
     \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} == \begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}
     0<x<1 == [0,1)

@@ -66,7 +66,7 @@ def _rational_power(base: Fraction, exponent: Fraction) -> Fraction | None:
         raise Undefined("zero to a power that is not positive")
     if abs(base) in (0, 1):
         return base if power % 2 else abs(base)
-    if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(power) > 10**99:
+    if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(power) > _MOST_BITS:
         raise TooLarge("the power is too large")
     return base**power
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from posttrain.errors import CheckpointError
+from posttrain.model.atomic import atomic_folder
 from posttrain.train.folder import writing
 
 _STATE, _SEAL = "state.pt", "seal.json"
@@ -43,7 +43,7 @@ class Checkpoints:
             if _sha256(path / _STATE) != seal["sha256"]:
                 raise ValueError("its content does not match its checksum")
             return step, torch.load(path / _STATE, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             earlier = f"step {found[-2][0]}" if len(found) > 1 else "the stage's start"
             raise CheckpointError(
                 f"the checkpoint {path} is damaged ({error}); delete it to go on from {earlier}"
@@ -56,31 +56,22 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write `state` as the checkpoint after `step`; older ones beyond `keep` go."""
-        final = self.folder / f"step_{step:06d}"
-        partial = self.folder / f".partial-{step:06d}"
-        with writing(final):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            try:
-                with (partial / _STATE).open("wb") as file:
+        path = self.folder / f"step_{step:06d}"
+        with writing(path):
+            with atomic_folder(path) as folder:
+                with (folder / _STATE).open("wb") as file:
                     torch.save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                (partial / _SEAL).write_text(json.dumps({"step": step, "sha256": _sha256(partial / _STATE)}))
-                shutil.rmtree(final, ignore_errors=True)
-                partial.replace(final)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-        for _, path in self._found()[: -self.keep]:
-            shutil.rmtree(path)
+                (folder / _SEAL).write_text(json.dumps({"step": step, "sha256": _sha256(folder / _STATE)}))
+            for _, old in self._found()[: -self.keep]:
+                shutil.rmtree(old)
 
     def clear(self) -> None:
         """Remove all of them, partial ones too; the finished stage's model replaces them."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> list[tuple[int, Path]]:
-        return sorted((int(path.name.removeprefix("step_")), path) for path in self.folder.glob("step_*"))
+        numbered = ((path.name.removeprefix("step_"), path) for path in self.folder.glob("step_*"))
+        return sorted((int(number), path) for number, path in numbered if number.isdigit())
 
 
 def _sha256(path: Path) -> str:

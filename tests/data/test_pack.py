@@ -1,0 +1,179 @@
+"""Packing: rows laid end to end cannot see each other, and every row is used once."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from posttrain.data.pack import collate, micro_batches, pick
+from posttrain.model.decoder import Decoder
+from posttrain.records import Row
+from posttrain.runtime.local import batch_logprobs
+
+
+def make_rows(*lengths: int, seed: int = 0) -> list[Row]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for place, length in enumerate(lengths):
+        ids = tuple(torch.randint(3, 300, (length,), generator=generator).tolist())
+        mask = tuple(at > 0 and (at + place) % 3 != 0 for at in range(length))
+        rows.append(Row(str(place), ids, mask))
+    return rows
+
+
+@pytest.fixture(params=["tiny_llama_dir", "tiny_olmo2_dir"], scope="module")
+def module(request):
+    """In float64; norms and log-softmax are still float32, which bounds what follows at about 1e-6."""
+    loaded = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), dtype=torch.float64)
+    return loaded.requires_grad_(True)
+
+
+def loss_and_gradients(module, batches):
+    """Sum of target log-probabilities over `batches`, with its gradient."""
+    decoder = Decoder(module, compute_dtype=torch.float64)
+    module.zero_grad()
+    total = sum(batch_logprobs(decoder, batch, temperature=1.0).double().sum() for batch in batches)
+    total.backward()
+    return total.item(), {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def test_packed_rows_equal_single_rows(module):
+    """Loss and gradient of a pack are the sum over its rows alone. Closes T9, T10."""
+    rows = make_rows(11, 3, 29, 1, 16)
+    loss, gradients = loss_and_gradients(module, [collate(rows)])
+    single_loss, single_gradients = loss_and_gradients(module, [collate([row]) for row in rows])
+    assert loss == pytest.approx(single_loss, rel=1e-6)
+    for name, gradient in single_gradients.items():
+        bound = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=bound, msg=name)
+
+
+def test_one_row_cannot_see_another(module):
+    """Change row A: row B's hidden states stay the same to the last bit, wherever it lies. Closes T9."""
+    first, second, third = make_rows(13, 8, 20)
+    changed = Row(first.id, tuple(301 - i for i in first.ids), first.mask)
+    decoder = Decoder(copy.deepcopy(module).float(), compute_dtype=torch.float32)
+
+    def hidden(rows):
+        batch = collate(rows)
+        with torch.no_grad():
+            states = decoder.hidden(batch.ids, batch.positions, batch.lengths)
+        return dict(zip(batch.row_ids, states.split(batch.lengths), strict=True))
+
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        before = hidden([[first, second, third][i] for i in order])
+        after = hidden([[changed, second, third][i] for i in order])
+        assert not torch.equal(before["0"], after["0"])
+        assert torch.equal(before["1"], after["1"])
+        assert torch.equal(before["2"], after["2"])
+
+
+def test_a_token_cannot_see_later_ones(module):
+    (row,) = make_rows(12)
+    changed = Row(row.id, (*row.ids[:-1], 5 if row.ids[-1] != 5 else 6), row.mask)
+    decoder = Decoder(module, compute_dtype=torch.float64)
+    one, other = (
+        decoder.hidden(batch.ids, batch.positions, batch.lengths)
+        for batch in (collate([row]), collate([changed]))
+    )
+    assert torch.equal(one[:-1], other[:-1])
+    assert not torch.equal(one[-1], other[-1])
+
+
+def test_collate_by_hand():
+    """Two rows of 3 and 2 tokens: positions restart, and no row's first token is a target. Closes T10, T19."""
+    rows = [Row("a", (7, 8, 9), (True, False, True)), Row("b", (5, 6), (True, True))]
+    batch = collate(rows, advantages=[[1.0, 1.0, 1.0], [2.0, 2.0]], reference_sums=[-3.0, -4.0])
+    assert batch.ids.tolist() == [7, 8, 9, 5, 6]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1]
+    assert batch.mask.tolist() == [False, False, True, False, True]
+    assert (batch.lengths, batch.row_ids) == ((3, 2), ("a", "b"))
+    assert batch.num_targets == 2
+    assert batch.advantages.tolist() == [1, 1, 1, 2, 2]
+    assert batch.reference_sums.tolist() == [-3, -4]
+    assert batch.row_index().tolist() == [0, 0, 0, 1, 1]
+    assert batch.count_rows().tolist() == [1, 1]
+    assert batch.sum_rows(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])).tolist() == [4, 16]
+
+
+def test_masking_is_by_position_never_by_id():
+    """Pad and EOS share an id, and the EOS that closes the turn is still a target. Closes T1."""
+    eos = 2
+    batch = collate([Row("a", (5, eos, 6, eos), (False, False, True, True)), Row("b", (5, 6), (False, True))])
+    assert batch.mask.tolist() == [False, False, True, True, False, True]
+    assert eos in batch.ids[batch.mask].tolist()
+
+
+def test_a_row_without_targets_adds_nothing(module):
+    """Closes T8, T18."""
+    rows = make_rows(9, 6)
+    silent = Row("none", tuple(range(10, 17)), (False,) * 7)
+    loss, gradients = loss_and_gradients(module, [collate([rows[0], silent, rows[1]])])
+    expected, expected_gradients = loss_and_gradients(module, [collate(rows)])
+    assert loss == pytest.approx(expected, rel=1e-6)
+    for name, gradient in expected_gradients.items():
+        bound = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=bound, msg=name)
+    loss, gradients = loss_and_gradients(module, [collate([silent])])
+    assert loss == 0
+    assert all(not gradient.any() for gradient in gradients.values())
+
+
+def test_columns_must_fit():
+    rows = make_rows(3, 2)
+    with pytest.raises(ValueError, match="advantages has 1 rows"):
+        collate(rows, advantages=[[1.0, 1.0, 1.0]])
+    with pytest.raises(ValueError, match="each token of each row"):
+        collate(rows, advantages=[[1.0, 1.0], [1.0, 1.0, 1.0]])
+    with pytest.raises(ValueError, match="reference_sums has 3 rows"):
+        collate(rows, reference_sums=[1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="at least one row"):
+        collate([])
+
+
+def test_pick_keeps_columns_with_their_rows():
+    rows = make_rows(3, 2, 4)
+    columns = {"old_logprobs": [[float(10 * place + at) for at in range(len(row.ids))] for place, row in enumerate(rows)]}
+    batch = pick(rows, [2, 0], columns)
+    assert batch.row_ids == ("2", "0")
+    assert batch.old_logprobs.tolist() == [20, 21, 22, 23, 0, 1, 2]
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    st.integers(1, 90),
+    st.sampled_from([1, 2, 3]),
+)
+def test_every_row_once_within_the_bound_and_pairs_never_parted(lengths, max_tokens, together):
+    """A unit alone may exceed the bound; nothing else does, and no row is lost or repeated. Closes T8."""
+    lengths = lengths[: len(lengths) // together * together] or [1] * together
+    groups = micro_batches(lengths, max_tokens, together=together)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert group
+        assert len(group) == together or sum(lengths[i] for i in group) <= max_tokens
+        for start in range(0, len(group), together):
+            unit = group[start : start + together]
+            assert unit == list(range(unit[0], unit[0] + together))
+            assert unit[0] % together == 0
+
+
+def test_no_two_neighbouring_groups_would_fit_in_one():
+    lengths = [5, 30, 7, 7, 12, 40, 3]
+    groups = micro_batches(lengths, 40)
+    sizes = [sum(lengths[i] for i in group) for group in groups]
+    assert all(one + lengths[later[0]] > 40 for one, later in zip(sizes, groups[1:], strict=False))
+
+
+def test_groups_of_a_fixed_number_of_rows_keep_the_given_order():
+    assert micro_batches([9, 1, 5, 2, 7], 1, rows=2) == [[0, 1], [2, 3], [4]]
+
+
+def test_rows_that_do_not_divide_into_units_are_an_error():
+    with pytest.raises(ValueError, match="3 rows do not divide into units of 2"):
+        micro_batches([1, 2, 3], 10, together=2)

@@ -1,0 +1,214 @@
+"""What the loops' tests share: learners on the tiny model, scripted samplers, a model that can stop."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from posttrain.config.stages import GRPO
+from posttrain.data.render import Renderer
+from posttrain.model.load import load_model, load_tokenizer
+from posttrain.records import Batch, Completion, Group, Message, Problem, Rollout, Row, Score
+from posttrain.rewards.verifier import VERIFIERS, Verifier
+from posttrain.rollout.engine import Engine
+from posttrain.rollout.open import engine_for
+from posttrain.rollout.sampler import Request, Sampling
+from posttrain.runtime.local import LocalLearner
+from posttrain.train.progress import Progress, Track
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tiny matrices are slower on two threads than on one."""
+    torch.set_num_threads(1)
+
+
+class PlainLearner(LocalLearner):
+    """Gradient descent in place of AdamW, which hides a wrong constant factor of the loss.
+
+    Notes the gradient of every update before it is clipped, and every batch it was given.
+    """
+
+    def __init__(self, folder: Path, **settings) -> None:
+        super().__init__(
+            load_model(folder, dtype=torch.float32, device=CPU), compute_dtype=torch.float32, **settings
+        )
+        self._optimizer = torch.optim.SGD(self._parameters, lr=0.0)
+        self.gradients: list[torch.Tensor] = []
+        self.batches: list[Batch] = []
+
+    def forward_backward(self, batch, loss_fn):
+        self.batches.append(batch)
+        return super().forward_backward(batch, loss_fn)
+
+    def optim_step(self, *, learning_rate, max_grad_norm):
+        self.gradients.append(torch.cat([p.grad.flatten().clone() for p in self._parameters]))
+        return super().optim_step(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+
+    def flat(self) -> torch.Tensor:
+        """All weights in one vector."""
+        return torch.cat([p.detach().flatten().clone() for p in self._parameters])
+
+
+class Scripted:
+    """A sampler that answers `reply(request, seed)`; it notes the versions it was given and the requests."""
+
+    def __init__(self, reply: Callable[[Request, int], Completion]) -> None:
+        self.reply = reply
+        self.versions: list[int] = []
+        self.requests: list[Request] = []
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        self.requests += requests
+        return [[self.reply(request, seed) for seed in request.seeds] for request in requests]
+
+    def load(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
+        self.versions.append(version)
+
+
+@pytest.fixture
+def plain_learner(tiny_llama_dir) -> Callable[..., PlainLearner]:
+    """Makes gradient-descent learners on the tiny model."""
+    return lambda **settings: PlainLearner(tiny_llama_dir, **settings)
+
+
+@pytest.fixture
+def adam_learner(tiny_llama_dir) -> Callable[..., LocalLearner]:
+    """Makes learners as the stages use them."""
+
+    def make(**settings) -> LocalLearner:
+        module = load_model(tiny_llama_dir, dtype=torch.float32, device=CPU)
+        return LocalLearner(module, compute_dtype=torch.float32, **settings)
+
+    return make
+
+
+@pytest.fixture
+def scripted() -> Callable[..., Scripted]:
+    """Makes scripted samplers."""
+    return Scripted
+
+
+@pytest.fixture(scope="session")
+def renderer(tiny_llama_dir) -> Renderer:
+    return Renderer(load_tokenizer(tiny_llama_dir))
+
+
+@pytest.fixture
+def engine(tiny_llama_dir, renderer) -> Engine:
+    """The built-in engine with the tiny model's weights."""
+    model = load_model(tiny_llama_dir, dtype=torch.float32, device=CPU)
+    made = engine_for(model, renderer, dtype=torch.float32, device=CPU, cache_gib=0.05)
+    made.load(model.state_dict(), version=0)
+    return made
+
+
+@pytest.fixture
+def track() -> Iterator[Track]:
+    with Progress(Console(file=io.StringIO())) as progress, progress.track("stage", 1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_rows() -> Callable[..., list[Row]]:
+    """Rows of very unequal lengths, about half of each a target."""
+
+    def make(count: int, *, seed: int = 0, longest: int = 40) -> list[Row]:
+        generator = random.Random(seed)
+        rows = []
+        for number in range(count):
+            length = generator.choice([4, 6, longest // 2, longest])
+            ids = tuple(generator.randrange(3, 320) for _ in range(length))
+            prompt = generator.randrange(1, length - 1)
+            rows.append(Row(f"row{number}", ids, (False,) * prompt + (True,) * (length - prompt)))
+        return rows
+
+    return make
+
+
+@pytest.fixture
+def make_groups() -> Callable[..., list[Group]]:
+    """Groups of random completions of unequal lengths with given rewards (P, G)."""
+
+    def make(rewards: Sequence[Sequence[float]], *, seed: int = 0, logprob: float = -5.7) -> list[Group]:
+        generator = random.Random(seed)
+        groups = []
+        for number, values in enumerate(rewards):
+            problem = Problem(f"p{number}", (Message("user", "Go."),), "", "string")
+            prompt = tuple(generator.randrange(3, 320) for _ in range(generator.choice([2, 9])))
+            rollouts = []
+            for value in values:
+                length = generator.choice([1, 3, 12, 30])
+                ids = tuple(generator.randrange(3, 320) for _ in range(length))
+                completion = Completion(ids, (logprob,) * length, "stop", "text")
+                rollouts.append(Rollout(problem, prompt, completion, Score(value, "correct"), value))
+            groups.append(Group(problem, tuple(rollouts)))
+        return groups
+
+    return make
+
+
+@pytest.fixture
+def grpo() -> Callable[..., GRPO]:
+    """GRPO settings: small, one update per step, nothing clipped by norm, with what is given on top."""
+
+    def make(**settings) -> GRPO:
+        small = {
+            "problems": [{"builtin": "writing"}],
+            "steps": 1,
+            "prompts_per_step": 4,
+            "samples_per_prompt": 4,
+            "mini_batches": 1,
+            "max_new_tokens": 6,
+            "learning_rate": 0.1,
+            "max_grad_norm": None,
+            "kl_coefficient": 0.0,
+            "reward_scale": 1.0,
+            "no_stop_score": None,
+        }
+        return GRPO.model_validate(small | settings)
+
+    return make
+
+
+@pytest.fixture
+def temporary_verifier() -> Iterator[Callable[..., str]]:
+    """Registers a verifier for one test and returns its name."""
+    names: list[str] = []
+
+    def register(check: Callable[[str, object], Score]) -> str:
+        name = f"only-in-this-test-{len(names)}"
+        VERIFIERS[name] = Verifier(name, check, (), ())
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        del VERIFIERS[name]
+
+
+@pytest.fixture
+def make_problems() -> Callable[..., list[Problem]]:
+    """Problems with prompts of different lengths."""
+
+    def make(count: int, verifier: str = "string", truth: object = None) -> list[Problem]:
+        return [
+            Problem(
+                f"p{i}",
+                (Message("user", "Go on. " * (1 + i % 3) + str(i)),),
+                float(i) if truth is None else truth,
+                verifier,
+                "made up",
+            )
+            for i in range(count)
+        ]
+
+    return make
