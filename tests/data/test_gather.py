@@ -112,6 +112,8 @@ def test_builtin_problems_by_count_and_fraction():
     everything, _ = gather_problems([Source(builtin="writing", split="heldout")], seed=1)
     tenth, _ = gather_problems([Source(builtin="writing", split="heldout", amount=0.1)], seed=1)
     assert len(tenth) == len(everything) // 10
+    twice, record = gather_problems([Source(builtin="writing", split="heldout", amount=2.0)], seed=1)
+    assert len(twice) == 2 * len(everything) == 2 * record.parts[0].rows_read
     held_out = {problem.messages[-1].content for problem in everything}
     assert not held_out & {problem.messages[-1].content for problem in some}
 

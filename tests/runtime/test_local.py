@@ -44,7 +44,9 @@ def sft_loss(logprobs, batch):
 @pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_olmo2_dir"])
 def original(request):
     """Read only; tests train copies."""
-    return AutoModelForCausalLM.from_pretrained(request.getfixturevalue(request.param), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        request.getfixturevalue(request.param), dtype=torch.float32
+    ).eval()
 
 
 @pytest.fixture
@@ -151,7 +153,9 @@ def test_temperature_divides_the_logits(module, temperature):
     metrics = learner.forward_backward(collate(ROWS), sft_loss)
     assert metrics["loss/nats_per_token"] == pytest.approx(expected.item(), rel=1e-5)
     assert_same(gradients(learner), {name: p.grad for name, p in reference.named_parameters()}, scale=1e-4)
-    assert -learner.logprobs(collate(ROWS)).sum().item() / NUM_TARGETS == pytest.approx(expected.item(), rel=1e-5)
+    assert -learner.logprobs(collate(ROWS)).sum().item() / NUM_TARGETS == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_shift_by_hand():
@@ -267,7 +271,9 @@ def test_frozen_scorer_equals_the_learner_until_it_learns(original, temperature)
     reference = scorer.logprobs(batch)
     assert torch.equal(reference, learner.logprobs(batch))
     seen = []
-    learner.forward_backward(batch, lambda logprobs, _: (seen.append(logprobs.detach()) or logprobs.sum(), {}))
+    learner.forward_backward(
+        batch, lambda logprobs, _: (seen.append(logprobs.detach()) or logprobs.sum(), {})
+    )
     torch.testing.assert_close(seen[0], reference, rtol=0, atol=1e-5)
     assert not reference[~batch.mask].any()
     assert (reference[batch.mask] < 0).all()
@@ -283,6 +289,18 @@ def test_frozen_scorer_keeps_bfloat16_weights(original):
     narrow = FrozenScorer(copy.deepcopy(original).bfloat16(), compute_dtype=torch.bfloat16).logprobs(batch)
     assert narrow.dtype == torch.float32
     assert (narrow - exact).abs().mean() < 0.05
+
+
+@pytest.mark.xfail(reason="the residual stream and the norms of a bfloat16 module are bfloat16")
+def test_frozen_scorer_equals_the_learner_in_bfloat16(original):
+    """As a run has them: the reference loaded in bfloat16, the policy over float32 masters of the same
+    bfloat16 weights, both computing in bfloat16. Closes T24."""
+    narrow = copy.deepcopy(original).bfloat16()
+    learner = LocalLearner(copy.deepcopy(narrow), compute_dtype=torch.bfloat16)
+    scorer = FrozenScorer(narrow, compute_dtype=torch.bfloat16)
+    batch = collate(ROWS)
+    difference = (scorer.logprobs(batch) - learner.logprobs(batch))[batch.mask]
+    assert difference.abs().max() < 1e-5
 
 
 def test_gradient_checkpointing_changes_nothing(module):

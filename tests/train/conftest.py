@@ -212,3 +212,120 @@ def make_problems() -> Callable[..., list[Problem]]:
         ]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def talker_dir(tiny_llama_dir, tmp_path_factory) -> Path:
+    """The tiny model after it learned to answer with one of four letters and to stop. Read only."""
+    from posttrain.config.stages import SFT
+    from posttrain.data.rows import sft_rows
+    from posttrain.model.export import save_model
+    from posttrain.records import Conversation
+    from posttrain.train.checkpoint import Checkpoints
+    from posttrain.train.metrics import MetricsLog
+    from posttrain.train.sft import train_sft
+
+    folder = tmp_path_factory.mktemp("talker")
+    spoken = Renderer(load_tokenizer(tiny_llama_dir))
+    learner = LocalLearner(
+        load_model(tiny_llama_dir, dtype=torch.float32, device=CPU), compute_dtype=torch.float32
+    )
+    talk = [
+        Conversation(f"{i}{letter}", (Message("user", f"Say {i}."), Message("assistant", letter)))
+        for i in range(8)
+        for letter in "abcd"
+    ]
+    rows, _ = sft_rows(talk, spoken, max_tokens=200)
+    cfg = SFT(data=[{"path": "x"}], epochs=16, batch_rows=16, learning_rate=1e-2)
+    with MetricsLog(folder / "metrics.jsonl") as log, Progress(Console(file=io.StringIO())) as progress:
+        train_sft(
+            learner,
+            rows,
+            cfg,
+            seed=1,
+            max_tokens=2000,
+            log=log,
+            checkpoints=Checkpoints(folder / "checkpoints", every=None),
+            track=progress.track("stage", 1),
+        )
+    return save_model(
+        folder / "model",
+        config=learner.module.config,
+        weights=learner.weights(),
+        tokenizer=spoken.tokenizer,
+        renderer_stop_ids=spoken.stop_ids,
+        chat_template=None,
+        dtype=torch.float32,
+        base_model="tiny",
+    )
+
+
+@pytest.fixture(scope="session")
+def recipe_files(talker_dir, tmp_path_factory) -> Path:
+    """A folder with data and `tiny.yaml`: all three stages on the talker, seconds long. Read only."""
+    import json
+
+    import yaml
+
+    folder = tmp_path_factory.mktemp("recipe")
+
+    def write(name: str, rows: list[dict]) -> dict:
+        path = folder / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"path": str(path)}
+
+    def ask(i: int) -> dict:
+        return {"role": "user", "content": f"Say {i}."}
+
+    def problems(count: int) -> list[dict]:
+        return [
+            {"id": f"p{i}", "messages": [ask(i)], "ground_truth": ["a", "b"], "dataset": "string"}
+            for i in range(count)
+        ]
+
+    talk = [
+        {"id": f"c{i}", "messages": [ask(i), {"role": "assistant", "content": "ab"[i % 2]}]} for i in range(8)
+    ]
+    train, held_out = write("train.jsonl", problems(8)), write("heldout.jsonl", problems(12)[8:])
+    own = {"problems": [train], "samples_per_problem": 8, "keep_per_problem": 2, "max_new_tokens": 4}
+    steady = {"learning_rate": 1e-3, "save_every_steps": 3}
+    sft = {"data": [write("talk.jsonl", talk)], "rejection": own, "batch_rows": 8, "max_tokens": 200}
+    dpo = {"rejection": own, "batch_pairs": 6, "epochs": 3, "loss": "dpo", "beta": 0.1, "max_tokens": 200}
+    grpo = {
+        "problems": [train],
+        "steps": 6,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "max_new_tokens": 4,
+        "max_logprob_difference_nats": None,
+    }
+    recipe = {
+        "name": "tiny",
+        "model": str(talker_dir),
+        "output": str(folder / "run"),
+        "runtime": {
+            "device": "cpu",
+            "compute_dtype": "float32",
+            "threads": 1,
+            "max_tokens_per_micro_batch": 300,
+            "sampler_cache_gib": 0.05,
+        },
+        "evaluation": {"problems": held_out, "samples_per_problem": 4, "max_new_tokens": 4},
+        "stages": [{"sft": sft | steady}, {"dpo": dpo | steady}, {"grpo": grpo | steady}],
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_tiny(recipe_files) -> Callable[..., tuple[Path, str]]:
+    """Runs `tiny.yaml` (or `recipe`) in this process into `output` with changes; returns the folder and what was said."""
+    from posttrain.config.load import load_recipe
+    from posttrain.train.run import run
+
+    def go(output: Path, *overrides: str, recipe: Path = recipe_files / "tiny.yaml") -> tuple[Path, str]:
+        said = io.StringIO()
+        loaded = load_recipe(recipe, [f"output={output}", *overrides])
+        return run(loaded, console=Console(file=said, width=300)), said.getvalue()
+
+    return go

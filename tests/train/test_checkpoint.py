@@ -183,7 +183,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match="the disk is full: cannot write .*step_000002; free some space"):
+    with pytest.raises(
+        CheckpointError, match="the disk is full: cannot write .*step_000002; free some space"
+    ):
         checkpoints.save(2, state(2))
     assert checkpoints.load()[0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]

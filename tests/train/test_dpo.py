@@ -36,9 +36,7 @@ def settings(**changes) -> DPO:
 def pairs(make_rows):
     """Twelve pairs of rows of very unequal lengths."""
     rows = make_rows(24, seed=5)
-    named = [
-        Row(f"{i // 2}/{'rejected' if i % 2 else 'chosen'}", r.ids, r.mask) for i, r in enumerate(rows)
-    ]
+    named = [Row(f"{i // 2}/{'rejected' if i % 2 else 'chosen'}", r.ids, r.mask) for i, r in enumerate(rows)]
     return list(zip(named[0::2], named[1::2], strict=True))
 
 

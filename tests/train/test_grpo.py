@@ -72,7 +72,9 @@ def test_micro_batch_mean_is_another_loss(updated, grpo):
     loss = torch.zeros(())
     for batch in by_mean.batches:
         rows = [int(id) for id in batch.row_ids]
-        terms = [nats(other.module, credited.rows[i]).sum() * credited.columns["advantages"][i][0] for i in rows]
+        terms = [
+            nats(other.module, credited.rows[i]).sum() * credited.columns["advantages"][i][0] for i in rows
+        ]
         loss = loss - sum(terms) / batch.num_targets / 6
     other.module.zero_grad()
     loss.backward()
@@ -221,7 +223,9 @@ def test_kl_in_the_loss_pulls_back_to_the_reference(updated, grpo, plain_learner
 
     cfg = grpo(old_logprobs="learner", kl_coefficient=1.0, kl_estimator=estimator, learning_rate=0.5)
     learner = pushed()
-    distances = [updated(cfg, learner=learner, rewards=equal)[2]["policy/kl_to_reference_nats"] for _ in range(6)]
+    distances = [
+        updated(cfg, learner=learner, rewards=equal)[2]["policy/kl_to_reference_nats"] for _ in range(6)
+    ]
     assert distances[0] > 0.01
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.8 * distances[0]
     still = pushed()
@@ -231,8 +235,8 @@ def test_kl_in_the_loss_pulls_back_to_the_reference(updated, grpo, plain_learner
 
 
 def test_mini_batches_share_the_rows_once_per_epoch(updated, grpo):
-    """Two epochs of three updates: every row once per epoch, in another order each time; means over updates."""
-    cfg = grpo(old_logprobs="learner", mini_batches=4, inner_epochs=2, prompts_per_step=3)
+    """Two epochs of four updates: every row once per epoch, in another order each time; means over updates."""
+    cfg = grpo(old_logprobs="learner", mini_batches=4, inner_epochs=2, prompts_per_step=3, steps=2)
     learner, credited, metrics = updated(cfg)
     assert len(learner.gradients) == 8
     seen = [id for batch in learner.batches for id in batch.row_ids]

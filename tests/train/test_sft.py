@@ -105,9 +105,7 @@ def test_micro_batch_mean_is_another_loss(train, make_rows, plain_learner):
     means = [
         sum(nats(other, by_id[id]) for id in batch.row_ids) / batch.num_targets for batch in by_mean.batches
     ]
-    torch.testing.assert_close(
-        by_mean.gradients[0], gradient(other, -sum(means) / 4), rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(by_mean.gradients[0], gradient(other, -sum(means) / 4), rtol=1e-4, atol=1e-6)
 
 
 def test_sum_is_the_token_mean_but_for_one_factor(train, make_rows):

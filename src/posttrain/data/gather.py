@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain.config.parts import Source
 from posttrain.data.conversation import read_conversations, read_preferences, read_problems
-from posttrain.data.mixture import Item, MixtureRecord, Part, mix
+from posttrain.data.mixture import Item, MixtureRecord, Part, mix, num_wanted
 from posttrain.data.sources import RowSource, read_rows
 from posttrain.data.writing import count_available, kind_pools, writing_problems
 from posttrain.errors import DataError, RecipeError
@@ -38,7 +37,9 @@ def gather_problems(sources: Sequence[Source], *, seed: int) -> tuple[list[Probl
 
 def _part(source: Source, parse: Callable[[RowSource], list[Item]]) -> Part[Item]:
     if source.builtin is not None:
-        raise RecipeError(f"{source.place} holds problems, not conversations; use it under rejection or problems")
+        raise RecipeError(
+            f"{source.place} holds problems, not conversations; use it under rejection or problems"
+        )
     rows = _read(source)
     return Part(source.label, parse(rows), rows.sha256, source.amount, rows.licence)
 
@@ -47,10 +48,9 @@ def _problems_part(source: Source, seed: int) -> Part[Problem]:
     if source.builtin is None:
         return _part(source, read_problems)
     available = count_available(kind_pools(source.split))  # type: ignore[arg-type]
-    amount = source.amount
-    num = amount if isinstance(amount, int) else max(1, math.floor(amount * available))
-    items = writing_problems(source.split, num=num, seed=seed)  # type: ignore[arg-type]
-    return Part(source.label, items, _content(items), 1.0, "Apache-2.0")
+    wanted = max(1, num_wanted(source.amount, available))
+    items = writing_problems(source.split, num=min(wanted, available), seed=seed)  # type: ignore[arg-type]
+    return Part(source.label, items, _content(items), wanted, "Apache-2.0")
 
 
 def _content(problems: Sequence[Problem]) -> str:

@@ -35,7 +35,9 @@ def collate(rows: Sequence[Row], **columns: Sequence[Sequence[float]] | Sequence
     )
 
 
-def _column(name: str, values: Sequence[Sequence[float]] | Sequence[float], lengths: tuple[int, ...]) -> Tensor:
+def _column(
+    name: str, values: Sequence[Sequence[float]] | Sequence[float], lengths: tuple[int, ...]
+) -> Tensor:
     if len(values) != len(lengths):
         raise ValueError(f"{name} has {len(values)} rows, the batch {len(lengths)}")
     if name == "reference_sums":
@@ -73,7 +75,11 @@ def micro_batches(
     return groups
 
 
-def pick(rows: Sequence[Row], indices: Iterable[int], columns: Mapping[str, Sequence[Sequence[float]]]) -> Batch:
+def pick(
+    rows: Sequence[Row], indices: Iterable[int], columns: Mapping[str, Sequence[Sequence[float]]]
+) -> Batch:
     """The batch of the rows at `indices` with their share of `columns`."""
     chosen = list(indices)
-    return collate([rows[i] for i in chosen], **{name: [values[i] for i in chosen] for name, values in columns.items()})
+    return collate(
+        [rows[i] for i in chosen], **{name: [values[i] for i in chosen] for name, values in columns.items()}
+    )

@@ -3,7 +3,8 @@
 `Decoder` reads the parameters of an ordinary Hugging Face module and runs its own forward pass, so
 loading, saving and adapters stay Hugging Face's while training touches no padding. Parameters may be
 float32 masters: each weight is cast to the compute dtype where it is used, and its gradient arrives in
-float32. Left out: dropout, attention biases of other families, sliding windows; such models are refused.
+float32. The residual stream keeps the parameters' precision; matrix products and attention take the compute
+dtype. The engine does the same in the same order, so that the two agree on log-probabilities. Left out: dropout, attention biases of other families, sliding windows; such models are refused.
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ class Angles:
         return (angles.cos() * self._scale).to(dtype), (angles.sin() * self._scale).to(dtype)
 
 
+def round_up(length: int) -> int:
+    """`length` rounded up to whole vectors of the attention kernel.
+
+    Its sums then run over the same lanes however long the padding, so learner and engine round alike.
+    """
+    return -(-length // 32) * 32
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where each of N tokens sits when R rows are padded to a common length, for attention only.
@@ -92,7 +101,7 @@ class Layout:
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], device: torch.device) -> Layout:
-        longest = max(lengths)
+        longest = round_up(max(lengths))
         if all(length == longest for length in lengths):
             return cls(len(lengths), longest, None)
         rows = torch.tensor(lengths, device=device)
@@ -142,13 +151,15 @@ class Decoder:
         """
         layout = Layout.of(lengths, ids.device)
         cos, sin = self._angles.at(positions, self.compute_dtype)
-        x = F.embedding(ids, self.module.model.embed_tokens.weight).to(self.compute_dtype)
+        embedding = self.module.model.embed_tokens.weight
+        # rounded like every other weight, then carried on in the parameters' precision
+        x = F.embedding(ids, embedding).to(self.compute_dtype).to(embedding.dtype)
         for layer in self.layers():
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._layer, layer, x, cos, sin, layout, use_reentrant=False)
             else:
                 x = self._layer(layer, x, cos, sin, layout)
-        return rms_norm(x, self.module.model.norm.weight, self.shape.norm_eps)
+        return rms_norm(x, self.module.model.norm.weight, self.shape.norm_eps, self.compute_dtype)
 
     def _linear(self, x: Tensor, projection: Any) -> Tensor:
         if type(projection) is nn.Linear:
@@ -156,14 +167,15 @@ class Decoder:
         return projection(x).to(self.compute_dtype)  # type: ignore[no-any-return]
 
     def _layer(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        eps = self.shape.norm_eps
+        eps, narrow = self.shape.norm_eps, self.compute_dtype
         if self.shape.family == "olmo2":  # arXiv:2501.00656 section 3: norms follow the blocks
-            attended = self._attention(layer.self_attn, x, cos, sin, layout)
+            attended = self._attention(layer.self_attn, x.to(narrow), cos, sin, layout)
             x = x + rms_norm(attended, layer.post_attention_layernorm.weight, eps)
-            return x + rms_norm(self._mlp(layer.mlp, x), layer.post_feedforward_layernorm.weight, eps)
-        normed = rms_norm(x, layer.input_layernorm.weight, eps)
+            mixed = self._mlp(layer.mlp, x.to(narrow))
+            return x + rms_norm(mixed, layer.post_feedforward_layernorm.weight, eps)
+        normed = rms_norm(x, layer.input_layernorm.weight, eps, narrow)
         x = x + self._attention(layer.self_attn, normed, cos, sin, layout)
-        normed = rms_norm(x, layer.post_attention_layernorm.weight, eps)
+        normed = rms_norm(x, layer.post_attention_layernorm.weight, eps, narrow)
         return x + self._mlp(layer.mlp, normed)
 
     def _attention(self, attn: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
@@ -186,4 +198,6 @@ class Decoder:
         return self._linear(layout.gather(out).flatten(1), attn.o_proj)
 
     def _mlp(self, mlp: Any, x: Tensor) -> Tensor:
-        return self._linear(swiglu(self._linear(x, mlp.gate_proj), self._linear(x, mlp.up_proj)), mlp.down_proj)
+        return self._linear(
+            swiglu(self._linear(x, mlp.gate_proj), self._linear(x, mlp.up_proj)), mlp.down_proj
+        )

@@ -19,7 +19,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError("the recipe asks for device 'cuda' but torch sees no GPU; use device 'cpu' or 'auto'")
+        raise ModelError(
+            "the recipe asks for device 'cuda' but torch sees no GPU; use device 'cpu' or 'auto'"
+        )
     return torch.device(name)
 
 

@@ -15,32 +15,34 @@ from torch import Tensor
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-        ctx.save_for_backward(x, weight, rstd)
-        return wide.mul_(rstd).mul_(weight).to(x.dtype) if wide is not x else (x * rstd).mul_(weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        x, weight, rstd = ctx.saved_tensors
-        normed = x.float() * rstd
-        wide = grad.float()
-        grad_weight = (wide * normed).flatten(0, -2).sum(0)
-        scaled = wide * weight
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        wide = x.to(weight.dtype)
+        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(ctx.eps))
+        normed = wide * rstd
+        grad = grad.to(weight.dtype)
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        scaled = grad * weight
         inner = (scaled * normed).mean(-1, keepdim=True)
         grad_x = scaled.sub_(normed.mul_(inner)).mul_(rstd)
-        return grad_x.to(x.dtype), grad_weight, None
+        return grad_x.to(x.dtype), grad_weight, None, None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 inside (arXiv:1910.07467 eq. 4).
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv:1910.07467 eq. 4), as `dtype` (x's if None).
 
-    x is (..., D) in the compute dtype, weight (D,) float32; the result has x's shape and dtype.
+    x is (..., D), weight (D,) in at least float32, which the arithmetic inside is done in.
     """
+    out = x.dtype if dtype is None else dtype
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _RMSNorm.apply(x, weight, eps)  # type: ignore[no-any-return]
-    return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+        return _RMSNorm.apply(x, weight, eps, out)  # type: ignore[no-any-return]
+    return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(out)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

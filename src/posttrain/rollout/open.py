@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def engine_for(
-    model: PreTrainedModel, renderer: Renderer, *, dtype: torch.dtype, device: torch.device, cache_gib: float = 2.0
+    model: PreTrainedModel,
+    renderer: Renderer,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    cache_gib: float = 2.0,
 ) -> Engine:
     """An engine for models of this shape; load weights into it before use."""
     return Engine(

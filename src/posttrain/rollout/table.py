@@ -109,7 +109,11 @@ def _row(rollout: Rollout, step: int, place: int, sample: int, advantage: float 
 
 def _rollout(row: Mapping[str, Any], problem: Problem) -> Rollout:
     completion = Completion(
-        tuple(row["ids"]), tuple(row["logprobs"]), row["stop_reason"], row["completion"], row["weights_version"]
+        tuple(row["ids"]),
+        tuple(row["logprobs"]),
+        row["stop_reason"],
+        row["completion"],
+        row["weights_version"],
     )
     score = Score(row["value"], row["verdict"], row["reason"], json.loads(row["parts"]))
     return Rollout(problem, tuple(row["prompt_ids"]), completion, score, row["reward"])

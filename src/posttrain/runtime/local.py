@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +41,9 @@ def batch_logprobs(decoder: Decoder, batch: Batch, *, temperature: float) -> Ten
 class FrozenScorer:
     """A reference policy: weights in the compute dtype, no gradient."""
 
-    def __init__(self, module: PreTrainedModel, *, compute_dtype: torch.dtype, temperature: float = 1.0) -> None:
+    def __init__(
+        self, module: PreTrainedModel, *, compute_dtype: torch.dtype, temperature: float = 1.0
+    ) -> None:
         self._decoder = Decoder(module.requires_grad_(False), compute_dtype=compute_dtype)
         self._device = next(module.parameters()).device
         self._temperature = temperature
@@ -50,7 +51,9 @@ class FrozenScorer:
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """(N,) float32 nats on the CPU; zero where `batch.mask` is False."""
-        return batch_logprobs(self._decoder, to_device(batch, self._device), temperature=self._temperature).cpu()
+        return batch_logprobs(
+            self._decoder, to_device(batch, self._device), temperature=self._temperature
+        ).cpu()
 
 
 class LocalLearner:
@@ -73,7 +76,9 @@ class LocalLearner:
         self.module = module.float().requires_grad_(True)
         self.device = next(module.parameters()).device
         self.temperature = temperature
-        self._decoder = Decoder(module, compute_dtype=compute_dtype, gradient_checkpointing=gradient_checkpointing)
+        self._decoder = Decoder(
+            module, compute_dtype=compute_dtype, gradient_checkpointing=gradient_checkpointing
+        )
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         # bfloat16 masters would swallow updates of a millionth; these are float32 whatever the folder holds
         self._optimizer = torch.optim.AdamW(
@@ -91,7 +96,9 @@ class LocalLearner:
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """(N,) float32 nats on the CPU; zero where `batch.mask` is False."""
-        return batch_logprobs(self._decoder, to_device(batch, self.device), temperature=self.temperature).cpu()
+        return batch_logprobs(
+            self._decoder, to_device(batch, self.device), temperature=self.temperature
+        ).cpu()
 
     def optim_step(self, *, learning_rate: float, max_grad_norm: float | None) -> dict[str, float]:
         """Clip the step's whole gradient to `max_grad_norm`, update, and clear it.

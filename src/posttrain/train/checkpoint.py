@@ -59,8 +59,7 @@ class Checkpoints:
         path = self.folder / f"step_{step:06d}"
         with writing(path):
             with atomic_folder(path) as folder:
-                with (folder / _STATE).open("wb") as file:
-                    torch.save(state, file)
+                _write(state, folder / _STATE)
                 (folder / _SEAL).write_text(json.dumps({"step": step, "sha256": _sha256(folder / _STATE)}))
             for _, old in self._found()[: -self.keep]:
                 shutil.rmtree(old)
@@ -72,6 +71,17 @@ class Checkpoints:
     def _found(self) -> list[tuple[int, Path]]:
         numbered = ((path.name.removeprefix("step_"), path) for path in self.folder.glob("step_*"))
         return sorted((int(number), path) for number, path in numbered if number.isdigit())
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # closing its archive, torch hides the disk's error behind one of its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _sha256(path: Path) -> str:

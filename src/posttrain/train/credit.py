@@ -108,7 +108,9 @@ def credit(
 
 def _penalised(rows: list[Row], columns: dict[str, list[list[float]]], rewards: Tensor, cfg: GRPO) -> Tensor:
     """(P, G) rewards less the completion's summed KL penalty."""
-    batch = collate(rows, old_logprobs=columns["old_logprobs"], reference_logprobs=columns["reference_logprobs"])
+    batch = collate(
+        rows, old_logprobs=columns["old_logprobs"], reference_logprobs=columns["reference_logprobs"]
+    )
     assert batch.old_logprobs is not None and batch.reference_logprobs is not None
     per_token = kl_penalised_rewards(
         batch.old_logprobs,

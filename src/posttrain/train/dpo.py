@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from posttrain.runtime.learner import Learner, Scorer
     from posttrain.train.progress import Track
 
+
 def preference_loss(
     logprobs: Tensor, batch: Batch, *, cfg: DPO, num_pairs: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -42,7 +43,9 @@ def preference_loss(
     )
 
 
-def reference_sums(scorer: Scorer, pairs: Sequence[Pair], *, max_tokens: int, track: Track) -> dict[str, float]:
+def reference_sums(
+    scorer: Scorer, pairs: Sequence[Pair], *, max_tokens: int, track: Track
+) -> dict[str, float]:
     """Row id -> the reference's summed log-probability (nats) of the row's targets, for every row once.
 
     Keyed by id, so that neither shuffling nor resuming can misalign them.

@@ -91,7 +91,9 @@ def policy_loss(
         if cfg.kl_in == "loss":
             loss = loss + cfg.kl_coefficient * distance
     current = logprobs.detach()
-    metrics |= sampling_metrics(current, batch.sampled_logprobs, mask, num_tokens=num_tokens)
+    metrics |= sampling_metrics(
+        current, batch.sampled_logprobs, mask, num_tokens=num_tokens, cap=cfg.importance_cap
+    )
     metrics[_MAXIMA[0]] = max_difference(current, batch.sampled_logprobs, mask)
     metrics[_MAXIMA[1]] = max_ratio_deviation(current, batch.old_logprobs, mask)
     return loss, metrics
@@ -138,7 +140,9 @@ def sample_step(
     return Rollouts(groups, trained, time.perf_counter() - started)
 
 
-def update(learner: Learner, credited: Credited, cfg: GRPO, *, step: int, seed: int, max_tokens: int) -> Totals:
+def update(
+    learner: Learner, credited: Credited, cfg: GRPO, *, step: int, seed: int, max_tokens: int
+) -> Totals:
     """All optimizer updates of one rollout step; metrics are means over them.
 
     The log-probability gap to the sampler and the ratio's deviation from 1 are those of the first update,
@@ -162,11 +166,19 @@ def update(learner: Learner, credited: Credited, cfg: GRPO, *, step: int, seed: 
             for group in groups:
                 batch = pick(credited.rows, [chosen[i] for i in group], credited.columns)
                 metrics = learner.forward_backward(batch, loss_fn)
-                gap = {name: metrics.pop(name) for name in [*metrics] if name.startswith("sampling/") or name in _MAXIMA}
+                gap = {
+                    name: metrics.pop(name)
+                    for name in [*metrics]
+                    if name.startswith("sampling/") or name in _MAXIMA
+                }
                 totals.add(metrics)
                 if count == 0:
                     for name, value in gap.items():
-                        first[name] = max(first.get(name, 0.0), value) if name in _MAXIMA else first.get(name, 0.0) + value
+                        first[name] = (
+                            max(first.get(name, 0.0), value)
+                            if name in _MAXIMA
+                            else first.get(name, 0.0) + value
+                        )
             rate = learning_rate(
                 step * cfg.updates_per_step + count,
                 num_steps=cfg.num_updates,
@@ -209,7 +221,13 @@ def train_grpo(
         num_steps=cfg.num_steps,
         publish=lambda: sampler.load(learner.weights(), version=step),
         sample=partial(
-            sample_step, sampler=sampler, renderer=renderer, problems=problems, order=order, cfg=cfg, seed=seed
+            sample_step,
+            sampler=sampler,
+            renderer=renderer,
+            problems=problems,
+            order=order,
+            cfg=cfg,
+            seed=seed,
         ),
         pending=pending,
     )

@@ -59,5 +59,7 @@ def preference_rows(groups: Sequence[Group], *, keep: int, seed: int) -> tuple[l
             dropped["no_correct_completion" if not good else "no_wrong_completion"] += 1
         for i, (chosen, rejected) in enumerate(list(zip(good, bad, strict=False))[:keep]):
             name = f"{group.problem.id}#{place}/{i}"
-            pairs.append((completion_row(chosen, f"{name}/chosen"), completion_row(rejected, f"{name}/rejected")))
+            pairs.append(
+                (completion_row(chosen, f"{name}/chosen"), completion_row(rejected, f"{name}/rejected"))
+            )
     return pairs, Dropped(dict(dropped))

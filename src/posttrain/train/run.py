@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 """Raise this when the same recipe and data come to another model than before."""
 
+_CLAIM = "claim.json"
+"""Names the key that a stage folder was begun with."""
+
 
 def run(recipe: Recipe, *, console: Console) -> Path:
     """Run `recipe`, going on from what its folder holds; returns the folder.
@@ -75,11 +78,14 @@ class _Run:
     def go(self) -> None:
         """Base evaluation, every stage, final model, summary, report."""
         keys = self._keys()
+        base, *later = self._folders()
+        for folder, key in zip([base, *later], keys, strict=True):
+            _refuse_other(folder, key)
+        self._check_problems()
         self._write_manifest(keys)
-        self._stage(self.folder.stage(0, "base"), keys[0], None, self.start)
+        self._stage(base, keys[0], None, self.start)
         at = self.start
-        for index, stage in enumerate(self.recipe.stages):
-            folder = StageFolder(self.folder.stages / self.recipe.stage_folder(index))
+        for folder, key, stage in zip(later, keys[1:], self.recipe.stages, strict=True):
             work = Work(
                 self.recipe,
                 stage,
@@ -91,13 +97,25 @@ class _Run:
                 self.dtype,
                 self.progress,
             )
-            self._stage(folder, keys[index + 1], work, at)
+            self._stage(folder, key, work, at)
             at = folder.model
         self._publish(at)
         manifest = read_json(self.folder.manifest)
         self.folder.write_manifest({**manifest, "finished": manifest["finished"] or now()})
         write_summary(self.folder.root)
         write_report(self.folder.root)
+
+    def _folders(self) -> list[StageFolder]:
+        """The base evaluation's folder and each stage's."""
+        names = [self.recipe.stage_folder(index) for index in range(len(self.recipe.stages))]
+        return [self.folder.stage(0, "base"), *(StageFolder(self.folder.stages / name) for name in names)]
+
+    def _check_problems(self) -> None:
+        """Read every stage's problems once: an unknown verifier must not wait for its stage to be refused."""
+        for stage in self.recipe.stages:
+            for name, sources in stage.sources:
+                if name.endswith("problems"):
+                    gather_problems(sources, seed=self.recipe.seed)
 
     def _stage(self, folder: StageFolder, key: str, work: Work | None, start: Path) -> None:
         """Train (unless it is the base) and evaluate one stage, or skip it if it is done."""
@@ -106,12 +124,15 @@ class _Run:
             if work is not None:
                 self._load(folder.model)
             return
-        _claim(folder, key)
+        if not (folder.root / _CLAIM).is_file():
+            folder.prepare()
+            write_json(folder.root / _CLAIM, {"key": key, "started": now()})
         started = time.monotonic()
         if work is not None and not folder.model.is_dir():
             run_stage(work)
         elif work is not None:
             self._load(folder.model)
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the model was there first
         self._evaluate(folder)
         folder.finish(key, seconds=time.monotonic() - started, warnings=self.progress.take_warnings())
 
@@ -165,22 +186,25 @@ class _Run:
     def _write_manifest(self, keys: list[str]) -> None:
         text = dump_recipe(self.recipe)
         self.folder.write_recipe(text)
-        names = [("00-base", "base")]
-        names += [(self.recipe.stage_folder(i), stage.kind) for i, stage in enumerate(self.recipe.stages)]
+        folders = self._folders()
+        kinds = ["base", *(stage.kind for stage in self.recipe.stages)]
         manifest = describe_run(
             name=self.recipe.name,
             recipe_hash=hashlib.sha256(text.encode()).hexdigest(),
             seed=self.recipe.seed,
             model={"name": self.recipe.model, "source": str(self.start), "sha256": fingerprint(self.start)},
             stages=[
-                {"name": name, "kind": kind, "key": key}
-                for (name, kind), key in zip(names, keys, strict=True)
+                {"name": folder.name, "kind": kind, "key": key}
+                for folder, kind, key in zip(folders, kinds, keys, strict=True)
             ],
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
         )
         if self.folder.manifest.is_file():
-            manifest["created"] = read_json(self.folder.manifest)["created"]
+            before = read_json(self.folder.manifest)
+            manifest["created"] = before["created"]
+            if all(folder.is_done(key) for folder, key in zip(folders, keys, strict=True)):
+                manifest["finished"] = before["finished"]
         self.folder.write_manifest(manifest)
 
     def _publish(self, model: Path) -> None:
@@ -193,17 +217,14 @@ class _Run:
             partial.replace(self.folder.model)
 
 
-def _claim(folder: StageFolder, key: str) -> None:
-    """Mark the folder as this key's; CheckpointError when it holds work of other settings."""
-    claim = folder.root / "claim.json"
+def _refuse_other(folder: StageFolder, key: str) -> None:
+    """CheckpointError when the folder holds work of another key."""
+    claim = folder.root / _CLAIM
     if claim.is_file() and read_json(claim).get("key") != key:
         raise CheckpointError(
             f"{folder.root} holds a stage with other settings, data or code; "
             "delete that folder to redo it, or choose another output"
         )
-    if not claim.is_file():
-        folder.prepare()
-        write_json(claim, {"key": key, "started": now()})
 
 
 def _link_or_copy(source: str, target: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from posttrain.config.parts import Rejection
 from posttrain.config.recipe import Recipe
@@ -16,7 +17,7 @@ from posttrain.data.gather import describe, gather_conversations, gather_prefere
 from posttrain.data.pairs import pair_rows
 from posttrain.data.render import Renderer
 from posttrain.data.rows import sft_rows
-from posttrain.errors import DataError
+from posttrain.errors import CheckpointError, DataError
 from posttrain.model.export import save_model
 from posttrain.model.load import load_model
 from posttrain.records import Dropped, Group, Pair, Problem, Row
@@ -27,7 +28,7 @@ from posttrain.rollout.table import read_rollouts, write_rollouts
 from posttrain.runtime.local import FrozenScorer, LocalLearner
 from posttrain.train import dpo, sft
 from posttrain.train.checkpoint import Checkpoints
-from posttrain.train.folder import StageFolder, read_json, write_json
+from posttrain.train.folder import StageFolder, read_json, write_json, writing
 from posttrain.train.grpo import train_grpo
 from posttrain.train.metrics import MetricsLog
 from posttrain.train.progress import Progress
@@ -80,19 +81,26 @@ class Work:
 
     def save(self, learner: LocalLearner) -> None:
         """Write the stage's model and give its weights to the engine."""
-        save_model(
-            self.folder.model,
-            config=learner.module.config,
-            weights=learner.weights(),
-            tokenizer=self.renderer.tokenizer,
-            renderer_stop_ids=self.renderer.stop_ids,
-            chat_template=self.renderer.template,
-            dtype=torch.float32,  # small updates of the next stage must not start from rounded weights
-            base_model=self.recipe.model,
-            base_revision=self.recipe.model_revision,
-            metadata={"stage": self.folder.name, "recipe": self.recipe.name},
-        )
-        self.engine.load(learner.weights(), version=learner.num_updates)
+        try:
+            with writing(self.folder.model):
+                save_model(
+                    self.folder.model,
+                    config=learner.module.config,
+                    weights=learner.weights(),
+                    tokenizer=self.renderer.tokenizer,
+                    renderer_stop_ids=self.renderer.stop_ids,
+                    chat_template=self.renderer.template,
+                    dtype=torch.float32,  # small updates of the next stage must not start from rounded weights
+                    base_model=self.recipe.model,
+                    base_revision=self.recipe.model_revision,
+                    metadata={"stage": self.folder.name, "recipe": self.recipe.name},
+                )
+        except SafetensorError as error:  # how safetensors says that the disk is full
+            raise CheckpointError(
+                f"cannot write {self.folder.model}: {error}; free some space and run again, what is finished is kept"
+            ) from error
+        # version 0, as after a restart that reads the model back: versions count within a stage
+        self.engine.load(learner.weights(), version=0)
 
 
 def run_stage(work: Work) -> None:
@@ -293,4 +301,3 @@ class Counts:
                 "notes": [],
             },
         )
-

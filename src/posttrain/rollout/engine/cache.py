@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from posttrain.model.decoder import Shape
-
-_GRAIN = 32
-"""Positions are allocated in multiples of this."""
+from posttrain.model.decoder import Shape, round_up
 
 
 class Cache:
@@ -18,14 +15,14 @@ class Cache:
     """
 
     def __init__(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._shape, self._dtype, self._device = shape, dtype, device
+        self._shape, self.dtype, self._device = shape, dtype, device
         self.keys = self.values = self._empty(0, 0)
 
     def _empty(self, slots: int, length: int) -> Tensor:
         shape = self._shape
         size = (shape.num_layers, slots, shape.num_kv_heads, length, shape.head_dim)
         # zeros: what lies behind the attention mask must at least be finite
-        return torch.zeros(size, dtype=self._dtype, device=self._device)
+        return torch.zeros(size, dtype=self.dtype, device=self._device)
 
     @property
     def slots(self) -> int:
@@ -53,11 +50,17 @@ class Cache:
         if slots <= old_slots and length <= old_length:
             return
         new_slots = max(slots, old_slots)
-        new_length = max(-(-length // _GRAIN) * _GRAIN, old_length)
+        # a quarter more than asked, so that growing token by token copies seldom
+        new_length = old_length if length <= old_length else round_up(length + old_length // 4)
         for name in ("keys", "values"):
             grown = self._empty(new_slots, new_length)
             grown[:, :old_slots, :, :old_length] = getattr(self, name)
             setattr(self, name, grown)
+
+    def put(self, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Start slot `slot` with the keys and values, each (layers, kv_heads, length, head_dim), of a prompt."""
+        self.keys[:, slot, :, : keys.shape[2]] = keys
+        self.values[:, slot, :, : values.shape[2]] = values
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` over slot `target`."""

@@ -16,7 +16,7 @@ from posttrain.model.decoder import Angles, Shape
 from posttrain.records import Completion, StopReason
 from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.draw import draw, uniforms
-from posttrain.rollout.engine.forward import Step, decode, prefill
+from posttrain.rollout.engine.forward import decode, prefill
 from posttrain.rollout.engine.weights import EngineWeights
 from posttrain.rollout.sampler import Request, Sampling
 
@@ -26,15 +26,22 @@ _PREFILL_TOKENS = 4096
 
 @dataclass(slots=True, eq=False)
 class _Prompt:
-    """A request whose prompt is cached, or waits to be."""
+    """A request. Its prompt is run once; what that gave is kept until its last sample has started."""
 
     handle: int
     request: Request
     sampling: Sampling
     completions: list[Completion | None]
     next_sample: int = 0
-    slot: int = -1
     logits: Tensor | None = None
+    """(V,) after the prompt's last token."""
+    cached: tuple[Tensor, Tensor] | None = None
+    """The prompt's keys and values, each (layers, kv_heads, length, head_dim)."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a sample that reaches its limit, prompt included."""
+        return len(self.request.prompt_ids) + self.sampling.max_new_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +56,11 @@ class _Sample:
     @property
     def seed(self) -> int:
         return self.prompt.request.seeds[self.index]
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, prompt included."""
+        return len(self.prompt.request.prompt_ids) + len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +99,11 @@ class Engine:
         self._decode_text = decode
         self._angles = Angles(config, self.device)
         self._budget_tokens = int(cache_gib * 2**30 / Cache.bytes_per_token(self.shape, dtype))
-        self._prompt_cache = Cache(self.shape, dtype=dtype, device=self.device)
-        self._sample_cache = Cache(self.shape, dtype=dtype, device=self.device)
+        self._cache = Cache(self.shape, dtype=dtype, device=self.device)
         self._weights: EngineWeights | None = None
         self.version = 0
         self._waiting: deque[_Prompt] = deque()
-        self._prompts: list[_Prompt] = []
+        self._prompts: dict[int, _Prompt] = {}
         self._samples: list[_Sample] = []
         self._next_handle = 0
 
@@ -120,12 +131,12 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
-        return bool(self._waiting or self._prompts)
+        return bool(self._prompts)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values allocated now."""
-        return self._prompt_cache.nbytes + self._sample_cache.nbytes
+        return self._cache.nbytes
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """Queue `request`; its handle names it in `step`'s results and in `cancel`."""
@@ -140,21 +151,19 @@ class Engine:
         prompt = _Prompt(self._next_handle, request, sampling, [None] * len(request.seeds))
         self._next_handle += 1
         self._waiting.append(prompt)
+        self._prompts[prompt.handle] = prompt
         return prompt.handle
 
     def cancel(self, handle: int) -> list[Completion] | None:
         """End a request now; what it has becomes its completions, marked "cancelled". None if unknown."""
-        for prompt in [*self._waiting, *self._prompts]:
-            if prompt.handle == handle:
-                prompt.next_sample = len(prompt.request.seeds)
-                for sample in [s for s in self._samples if s.prompt is prompt]:
-                    self._finish(sample, "cancelled")
-                if prompt in self._waiting:
-                    self._waiting.remove(prompt)
-                if prompt.slot >= 0:
-                    self._release(prompt)
-                return [c or Completion((), (), "cancelled", "", self.version) for c in prompt.completions]
-        return None
+        prompt = self._prompts.pop(handle, None)
+        if prompt is None:
+            return None
+        if prompt in self._waiting:
+            self._waiting.remove(prompt)
+        for sample in [sample for sample in self._samples if sample.prompt is prompt]:
+            self._finish(sample, "cancelled")
+        return [c or Completion((), (), "cancelled", "", self.version) for c in prompt.completions]
 
     def step(self) -> tuple[list[Token], dict[int, list[Completion]]]:
         """Admit what fits, draw one token for every running sample; the tokens and the finished requests."""
@@ -163,13 +172,12 @@ class Engine:
         tokens = self._admit()
         if self._samples:
             tokens += self._draw(self._decode_step(), self._samples)
-        done = {}
-        for prompt in [p for p in self._prompts if all(c is not None for c in p.completions)]:
-            done[prompt.handle] = [c for c in prompt.completions if c is not None]
-            self._release(prompt)
+        finished = [p for p in self._prompts.values() if None not in p.completions]
+        done = {p.handle: [c for c in p.completions if c is not None] for p in finished}
+        for handle in done:
+            del self._prompts[handle]
         if not self.busy:
-            self._prompt_cache.clear()
-            self._sample_cache.clear()
+            self._cache.clear()
         return tokens, done
 
     def stream(self, request: Request, sampling: Sampling) -> Iterator[Token]:
@@ -189,17 +197,14 @@ class Engine:
         fresh: list[_Prompt] = []
         while self._waiting:
             prompt = self._waiting[0]
-            wanted = len(prompt.request.seeds) - prompt.next_sample
-            size = len(prompt.request.prompt_ids)
-            is_new = prompt.slot < 0
-            room = self.max_rows - len(self._samples) - len(started)
-            room = min(room, self._room(prompt, started, fresh))
-            crowded = is_new and fresh and size + sum(len(p.request.prompt_ids) for p in fresh) > _PREFILL_TOKENS
-            if room < 1 or crowded:
+            is_new = prompt.logits is None and prompt not in fresh
+            size = sum(len(p.request.prompt_ids) for p in (*fresh, prompt))
+            room = self._room(prompt, started)
+            if room < 1 or (is_new and fresh and size > _PREFILL_TOKENS):
                 break
             if is_new:
-                prompt.slot = len(self._prompts) + len(fresh)
                 fresh.append(prompt)
+            wanted = len(prompt.request.seeds) - prompt.next_sample
             for _ in range(min(wanted, room)):
                 started.append(_Sample(prompt, prompt.next_sample))
                 prompt.next_sample += 1
@@ -207,60 +212,49 @@ class Engine:
                 break
             self._waiting.popleft()
         if fresh:
-            self._prefill(fresh)
-        if not started:
-            return []
+            assert self._weights is not None
+            ids = [prompt.request.prompt_ids for prompt in fresh]
+            logits, cached = prefill(self._weights, self.shape, self._angles, ids)
+            for prompt, row, held in zip(fresh, logits, cached, strict=True):
+                prompt.logits, prompt.cached = row, held
+        return self._start(started) if started else []
+
+    def _room(self, prompt: _Prompt, started: list[_Sample]) -> int:
+        """How many more samples of `prompt` may start, were every sample to reach its limit."""
+        running = [*self._samples, *started]
+        # the cache is a rectangle, so every slot counts as long as the longest
+        longest = max([prompt.longest, *(sample.prompt.longest for sample in running)])
+        return min(self.max_rows, self._budget_tokens // longest) - len(running)
+
+    def _start(self, started: list[_Sample]) -> list[Token]:
+        """Give each new sample a slot that begins with its prompt, and draw its first token."""
         first = len(self._samples)
         self._samples += started
-        return self._draw(torch.stack([s.prompt.logits for s in started]), self._samples[first:])  # type: ignore[misc]
-
-    def _room(self, prompt: _Prompt, started: list[_Sample], fresh: list[_Prompt]) -> int:
-        """How many more samples of `prompt` the cache holds, were every sample to reach its limit."""
-        held = [s.prompt.sampling.max_new_tokens for s in (*self._samples, *started)]
-        prompts = [len(p.request.prompt_ids) for p in (*self._prompts, *fresh)]
-        if prompt.slot < 0:
-            prompts.append(len(prompt.request.prompt_ids))
-        # both caches are rectangles, so each slot counts as long as the longest
-        longest = max([*held, prompt.sampling.max_new_tokens])
-        left = self._budget_tokens - len(prompts) * max(prompts)
-        return left // longest - len(held)
-
-    def _prefill(self, fresh: list[_Prompt]) -> None:
-        assert self._weights is not None
-        first = len(self._prompts)
-        self._prompts += fresh
-        self._prompt_cache.reserve(len(self._prompts), max(len(p.request.prompt_ids) for p in fresh))
-        ids = [p.request.prompt_ids for p in fresh]
-        logits = prefill(self._weights, self.shape, self._angles, ids, self._prompt_cache, first)
-        for prompt, row in zip(fresh, logits, strict=True):
-            prompt.logits = row
+        self._cache.reserve(len(self._samples), max(s.length for s in started) + 1)
+        logits = []
+        for slot, sample in enumerate(started, start=first):
+            prompt = sample.prompt
+            assert prompt.cached is not None and prompt.logits is not None
+            self._cache.put(slot, *prompt.cached)
+            logits.append(prompt.logits)
+        for prompt in {sample.prompt.handle: sample.prompt for sample in started}.values():
+            if prompt.next_sample == len(prompt.request.seeds):
+                prompt.cached = None
+        return self._draw(torch.stack(logits), started)
 
     def _decode_step(self) -> Tensor:
         assert self._weights is not None
-        samples = self._samples
-        lengths = [len(s.ids) for s in samples]
-        self._sample_cache.reserve(len(samples), max(lengths))
-        counts = [0] * len(self._prompts)
-        places = []
-        for sample in samples:
-            places.append((sample.prompt.slot, counts[sample.prompt.slot]))
-            counts[sample.prompt.slot] += 1
-        most = max(counts)
-        flat = [slot * most + order for slot, order in places]
-        in_order = flat == list(range(len(self._prompts) * most))
-
-        def tensor(values: list[int]) -> Tensor:
-            return torch.tensor(values, device=self.device)
-
-        step = Step(
-            ids=tensor([s.ids[-1] for s in samples]),
-            positions=tensor([len(s.prompt.request.prompt_ids) + len(s.ids) - 1 for s in samples]),
-            sample_lengths=tensor(lengths),
-            prompt_lengths=tensor([len(p.request.prompt_ids) for p in self._prompts]),
-            places=None if in_order else tensor(flat),
-            samples_per_prompt=most,
+        lengths = [sample.length for sample in self._samples]
+        self._cache.reserve(len(lengths), max(lengths))
+        ids = torch.tensor([sample.ids[-1] for sample in self._samples], device=self.device)
+        return decode(
+            self._weights,
+            self.shape,
+            self._angles,
+            ids,
+            torch.tensor(lengths, device=self.device),
+            self._cache,
         )
-        return decode(self._weights, self.shape, self._angles, step, self._prompt_cache, self._sample_cache)
 
     def _draw(self, logits: Tensor, samples: Sequence[_Sample]) -> list[Token]:
         """Draw one token for each of `samples` (logits row by row), record it, and end those that end."""
@@ -274,15 +268,18 @@ class Engine:
             uniform = torch.from_numpy(uniforms(seeds, indices).astype(np.float32)).to(self.device)
             drawn, nats = draw(chosen, sampling, uniform)
             ids[rows], logprobs[rows] = drawn.cpu().numpy(), nats.float().cpu().numpy()
-        tokens = []
         for sample, token, logprob in zip(samples, ids.tolist(), logprobs.tolist(), strict=True):
             sample.ids.append(token)
             sample.logprobs.append(logprob)
+        tokens = []
+        for (
+            sample
+        ) in samples:  # only now: ending one moves another, which must be as long as the cache has it
             reason = self._stop_reason(sample)
             if reason is not None:
                 self._finish(sample, reason)
             done = sample.prompt.completions[sample.index]
-            tokens.append(Token(sample.prompt.handle, sample.index, token, done))
+            tokens.append(Token(sample.prompt.handle, sample.index, sample.ids[-1], done))
         return tokens
 
     def _stop_reason(self, sample: _Sample) -> StopReason | None:
@@ -311,15 +308,5 @@ class Engine:
         last = self._samples.pop()
         if last is not sample:
             self._samples[slot] = last
-            # what a sample drew last is not cached yet, and one just admitted has nothing cached
-            if len(last.ids) > 1:
-                self._sample_cache.move(len(self._samples), slot, len(last.ids) - 1)
-
-    def _release(self, prompt: _Prompt) -> None:
-        """Give the prompt's slot to the last prompt."""
-        last = self._prompts.pop()
-        if last is not prompt:
-            self._prompts[prompt.slot] = last
-            self._prompt_cache.move(last.slot, prompt.slot, len(last.request.prompt_ids))
-            last.slot = prompt.slot
-        prompt.slot = -1
+            # the newest token is not cached yet
+            self._cache.move(len(self._samples), slot, last.length - 1)

@@ -1,26 +1,30 @@
 """The two forward passes of generation: whole prompts, and one token for every running sample.
 
-A sample's keys lie in two places: its prompt's, held once for the whole group, and its own. Attention runs
-over each and the results are merged exactly, so a group reads its prompt's keys once.
+The residual stream is float32; matrix products and attention take the weights' dtype, as in the learner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.model.decoder import Angles, Layout, Shape
+from posttrain.model.decoder import Angles, Layout, Shape, round_up
 from posttrain.model.ops import rms_norm, rotary
-from posttrain.rollout.engine.attend import attend, length_bias, merge
+from posttrain.rollout.engine.attend import attend, length_bias
 from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.weights import EngineWeights, LayerWeights
 
 
-def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+def _entering(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
+    """What a block reads of the residual stream: normalised in Llama, as it is in OLMo 2."""
+    return x.to(dtype) if weight is None else rms_norm(x, weight, eps, dtype)
+
+
+def _leaving(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """What a block adds to the residual stream: as it is in Llama, normalised in OLMo 2."""
     return x if weight is None else rms_norm(x, weight, eps)
 
 
@@ -40,30 +44,32 @@ def _project(layer: LayerWeights, x: Tensor, shape: Shape, cos: Tensor, sin: Ten
 
 def _finish_layer(layer: LayerWeights, x: Tensor, attended: Tensor, shape: Shape) -> Tensor:
     eps = shape.norm_eps
-    x = x + _normed(layer.out(attended), layer.attention_out, eps)
-    gate, up = layer.gate_up(_normed(x, layer.mlp_in, eps)).chunk(2, 1)
-    return x + _normed(layer.down(F.silu(gate).mul_(up)), layer.mlp_out, eps)
+    x = x + _leaving(layer.out(attended), layer.attention_out, eps)
+    gate, up = layer.gate_up(_entering(x, layer.mlp_in, eps, attended.dtype)).chunk(2, 1)
+    return x + _leaving(layer.down(F.silu(gate).mul_(up)), layer.mlp_out, eps)
 
 
 @torch.inference_mode()
 def prefill(
-    weights: EngineWeights, shape: Shape, angles: Angles, prompts: Sequence[Sequence[int]], cache: Cache, slot: int
-) -> Tensor:
-    """(G, V) logits after each prompt's last token; keys and values go to slots `slot`, `slot` + 1, ..."""
-    device = weights.embedding.device
+    weights: EngineWeights, shape: Shape, angles: Angles, prompts: Sequence[Sequence[int]]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """(G, V) logits after each prompt's last token, and each prompt's keys and values of all layers.
+
+    Keys and values are (layers, kv_heads, length, head_dim).
+    """
+    device, dtype = weights.embedding.device, weights.embedding.dtype
     lengths = tuple(len(prompt) for prompt in prompts)
     ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    rows = torch.repeat_interleave(torch.tensor(lengths, device=device)) + slot
     layout = Layout.of(lengths, device)
-    x = F.embedding(ids, weights.embedding)
-    cos, sin = angles.at(positions, x.dtype)
+    x = F.embedding(ids, weights.embedding).float()
+    cos, sin = angles.at(positions, dtype)
     repeats = shape.num_heads // shape.num_kv_heads
-    for index, layer in enumerate(weights.layers):
-        normed = _normed(x, layer.attention_in, shape.norm_eps)
-        query, key, value = _project(layer, normed, shape, cos, sin)
-        cache.keys[index, rows, :, positions] = key
-        cache.values[index, rows, :, positions] = value
+    cached: list[tuple[Tensor, Tensor]] = []
+    for layer in weights.layers:
+        entering = _entering(x, layer.attention_in, shape.norm_eps, dtype)
+        query, key, value = _project(layer, entering, shape, cos, sin)
+        cached.append((key, value))
         out = F.scaled_dot_product_attention(
             layout.spread(query),
             layout.spread(key.repeat_interleave(repeats, 1)),
@@ -72,68 +78,32 @@ def prefill(
         )
         x = _finish_layer(layer, x, layout.gather(out).flatten(1), shape)
     last = torch.tensor(lengths, device=device).cumsum(0) - 1
-    return weights.head(rms_norm(x[last], weights.norm, shape.norm_eps))
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One decoding step's geometry: A running samples of G prompts, at most Q samples to a prompt."""
-
-    ids: Tensor
-    """(A,) int64: each sample's newest token, whose keys are not cached yet."""
-    positions: Tensor
-    """(A,) int64: its position, prompt included."""
-    sample_lengths: Tensor
-    """(A,) int64: the sample's own tokens, the newest included."""
-    prompt_lengths: Tensor
-    """(G,) int64."""
-    places: Tensor | None
-    """(A,) int64 index of each sample in the (G * Q) grid of prompts' samples; None if that is 0..A-1."""
-    samples_per_prompt: int
-    """Q."""
+    logits = weights.head(rms_norm(x[last], weights.norm, shape.norm_eps, dtype))
+    keys = torch.stack([key for key, _ in cached]).transpose(1, 2).split(lengths, 2)
+    values = torch.stack([value for _, value in cached]).transpose(1, 2).split(lengths, 2)
+    return logits, list(zip(keys, values, strict=True))
 
 
 @torch.inference_mode()
 def decode(
-    weights: EngineWeights, shape: Shape, angles: Angles, step: Step, prompts: Cache, samples: Cache
+    weights: EngineWeights, shape: Shape, angles: Angles, ids: Tensor, lengths: Tensor, cache: Cache
 ) -> Tensor:
-    """(A, V) logits after each sample's newest token; its keys and values are added to `samples`."""
-    rows, groups = len(step.ids), len(step.prompt_lengths)
-    x = F.embedding(step.ids, weights.embedding)
-    cos, sin = angles.at(step.positions, x.dtype)
-    longest_prompt, longest = int(step.prompt_lengths.max()), int(step.sample_lengths.max())
-    prompt_bias = length_bias(step.prompt_lengths, longest_prompt, x.dtype)
-    sample_bias = length_bias(step.sample_lengths, longest, x.dtype)
-    kv_heads, per_kv = shape.num_kv_heads, shape.num_heads // shape.num_kv_heads
-    heads = torch.arange(rows * kv_heads, device=x.device) * samples.length
-    newest = heads + (step.sample_lengths - 1).repeat_interleave(kv_heads)
-    grid = groups * step.samples_per_prompt
+    """(A, V) logits after each sample's newest token `ids` (A,), whose keys and values join `cache`.
 
+    `lengths` (A,) counts each sample's tokens, prompt and newest included; sample a lies in slot a.
+    """
+    rows, dtype = len(ids), weights.embedding.dtype
+    x = F.embedding(ids, weights.embedding).float()
+    cos, sin = angles.at(lengths - 1, dtype)
+    longest = min(round_up(int(lengths.max())), cache.length)
+    bias = length_bias(lengths, longest, dtype)
+    heads = torch.arange(rows * shape.num_kv_heads, device=x.device) * cache.length
+    newest = heads + (lengths - 1).repeat_interleave(shape.num_kv_heads)
     for index, layer in enumerate(weights.layers):
-        normed = _normed(x, layer.attention_in, shape.norm_eps)
-        query, key, value = _project(layer, normed, shape, cos, sin)
-        samples.keys[index].flatten(0, 2).index_copy_(0, newest, key.flatten(0, 1))
-        samples.values[index].flatten(0, 2).index_copy_(0, newest, value.flatten(0, 1))
-        own = attend(
-            query.reshape(rows, kv_heads, per_kv, shape.head_dim),
-            samples.keys[index, :rows, :, :longest],
-            samples.values[index, :rows, :, :longest],
-            sample_bias,
-        )
-        asked = query
-        if step.places is not None:
-            asked = query.new_zeros(grid, *query.shape[1:]).index_copy_(0, step.places, query)
-        by_prompt = asked.reshape(groups, step.samples_per_prompt, kv_heads, per_kv, shape.head_dim)
-        out, normaliser = attend(
-            by_prompt.transpose(1, 2).flatten(2, 3),
-            prompts.keys[index, :groups, :, :longest_prompt],
-            prompts.values[index, :groups, :, :longest_prompt],
-            prompt_bias,
-        )
-        split = (groups, kv_heads, step.samples_per_prompt, per_kv)
-        out = out.reshape(*split, shape.head_dim).transpose(1, 2).reshape(grid, kv_heads, per_kv, shape.head_dim)
-        normaliser = normaliser.reshape(split).transpose(1, 2).reshape(grid, kv_heads, per_kv)
-        if step.places is not None:
-            out, normaliser = out[step.places], normaliser[step.places]
-        x = _finish_layer(layer, x, merge((out, normaliser), own).flatten(1), shape)
-    return weights.head(rms_norm(x, weights.norm, shape.norm_eps))
+        entering = _entering(x, layer.attention_in, shape.norm_eps, dtype)
+        query, key, value = _project(layer, entering, shape, cos, sin)
+        cache.keys[index].flatten(0, 2).index_copy_(0, newest, key.flatten(0, 1))
+        cache.values[index].flatten(0, 2).index_copy_(0, newest, value.flatten(0, 1))
+        keys, values = cache.keys[index, :rows, :, :longest], cache.values[index, :rows, :, :longest]
+        x = _finish_layer(layer, x, attend(query, keys, values, bias), shape)
+    return weights.head(rms_norm(x, weights.norm, shape.norm_eps, dtype))
