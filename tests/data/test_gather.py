@@ -61,9 +61,8 @@ def test_sources_come_in_order_and_are_recorded(write):
 
 
 def test_preferences(write):
-    path = write(
-        [{"id": "a", "prompt": "?", "chosen": [turn("assistant", "y")], "rejected": [turn("assistant", "n")]}]
-    )
+    sides = {"chosen": [turn("assistant", "y")], "rejected": [turn("assistant", "n")]}
+    path = write([{"id": "a", "prompt": "?"} | sides])
     rows, _ = gather_preferences([Source(path=path)], seed=1)
     assert rows[0].chosen[-1].content == "y" and rows[0].rejected[-1].content == "n"
 
@@ -85,7 +84,7 @@ def test_a_row_that_is_none_is_named(write):
 
 
 def test_no_file_and_no_rows_are_named(write, tmp_path):
-    with pytest.raises(DataError, match="there is no data at .*nowhere.jsonl"):
+    with pytest.raises(DataError, match=r"there is no data at .*nowhere\.jsonl"):
         gather_conversations([Source(path=str(tmp_path / "nowhere.jsonl"))], seed=1)
     with pytest.raises(DataError, match=r"rows\.jsonl has no rows"):
         gather_conversations([Source(path=write([]))], seed=1)

@@ -319,7 +319,7 @@ def recipe_files(talker_dir, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_tiny(recipe_files) -> Callable[..., tuple[Path, str]]:
-    """Runs `tiny.yaml` (or `recipe`) in this process into `output` with changes; returns the folder and what was said."""
+    """Runs `tiny.yaml` (or `recipe`) in this process into `output`; returns the folder and what was said."""
     from posttrain.config.load import load_recipe
     from posttrain.train.run import run
 

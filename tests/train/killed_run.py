@@ -1,7 +1,7 @@
 """A run that ends by SIGKILL at a chosen moment: executed by `test_resume` in a process of its own.
 
-Globals it is given: `recipe` (a file), `overrides` (a list), `moment` (a key of MOMENTS), `stage` (the
-folder of the stage that must be at it).
+The global `case` it is given has `recipe` (a file), `overrides` (a list), `moment` (a key of MOMENTS) and
+`stage` (the folder of the stage that must be at it).
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from posttrain.config.load import load_recipe
 from posttrain.train import checkpoint, metrics, run, work
 from posttrain.train.folder import StageFolder
 
-recipe: str
-overrides: list[str]
-moment: str
-stage: str
+case = globals()["case"]
+stage = case["stage"]
 
 
 def die(*_: object) -> None:
@@ -80,6 +78,6 @@ MOMENTS = {
 }
 
 if __name__ == "<run_path>":
-    MOMENTS[moment]()
+    MOMENTS[case["moment"]]()
     checkpoint.Checkpoints.__repr__ = lambda self: f"Checkpoints({self.folder})"
-    run.run(load_recipe(recipe, overrides), console=Console(file=io.StringIO()))
+    run.run(load_recipe(case["recipe"], case["overrides"]), console=Console(file=io.StringIO()))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,10 +95,8 @@ def test_a_kill_at_any_file_operation_leaves_the_last_whole_one(tmp_path, kill_a
             checkpoints.save(step, state(step))
         target = 2 if again else 3
         killer = kill_after(count)
-        try:
+        with contextlib.suppress(Killed):
             checkpoints.save(target, state(target + 100))
-        except Killed:
-            pass
         killer.armed = False
         step, found = Checkpoints(folder, every=1).load()
         expected = {1: state(1), 2: state(2), target: state(target + 100)}
@@ -184,8 +184,29 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
-        CheckpointError, match="the disk is full: cannot write .*step_000002; free some space"
+        CheckpointError, match=r"the disk is full: cannot write .*step_000002; free some space"
     ):
         checkpoints.save(2, state(2))
     assert checkpoints.load()[0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
+
+
+class Nearly(io.BytesIO):
+    """A file on a disk with little room left."""
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > 300:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_a_disk_that_fills_up_inside_torch_is_the_same_sentence(tmp_path, monkeypatch):
+    """torch.save then complains of an unexpected position in its archive, which would tell a user nothing."""
+    checkpoints = Checkpoints(tmp_path, every=1)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        torch.save(state(1), Nearly())
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": Nearly())
+    with pytest.raises(CheckpointError, match=r"the disk is full: cannot write .*step_000001"):
+        checkpoints.save(1, state(1))
+    monkeypatch.undo()
+    assert checkpoints.load() is None and list(tmp_path.iterdir()) == []

@@ -36,8 +36,10 @@ def kill():
     context.set_forkserver_preload(IMPORTED_ONCE)
 
     def run(recipe: Path, overrides: list[str], moment: str, stage: str) -> None:
-        names = {"recipe": recipe, "overrides": overrides, "moment": moment, "stage": stage}
-        process = context.Process(target=runpy.run_path, args=(str(DRIVER),), kwargs={"init_globals": names})
+        case = {"recipe": recipe, "overrides": overrides, "moment": moment, "stage": stage}
+        process = context.Process(
+            target=runpy.run_path, args=(str(DRIVER),), kwargs={"init_globals": {"case": case}}
+        )
         process.start()
         process.join(timeout=120)
         assert process.exitcode == -signal.SIGKILL, f"{stage} was not killed: {moment}"

@@ -56,7 +56,7 @@ def test_every_file_is_there(finished):
         if name != "00-base":
             assert (stage / "metrics.jsonl").is_file() and (stage / "model/model.safetensors").is_file()
             assert not list(stage.glob("checkpoints/*")), "the model replaces them"
-    assert not [p for p in finished.rglob(".*")], "nothing half-written"
+    assert not list(finished.rglob(".*")), "nothing half-written"
 
 
 def test_data_is_counted(finished):

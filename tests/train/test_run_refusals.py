@@ -196,12 +196,28 @@ def test_a_disk_that_fills_up_anywhere(command, run_tiny, tmp_path, monkeypatch)
     assert (tmp_path / "run" / model).read_bytes() == (whole / model).read_bytes()
 
 
-def test_ctrl_c(recipe_files, run_tiny, tmp_path):
-    """SIGINT in the middle of training, with sampling ahead in its thread: exit code 130, one line, no traceback.
+def test_a_disk_that_fills_up_under_the_model(refuse, run_tiny, tmp_path, monkeypatch):
+    """safetensors has its own exception for it."""
+    import huggingface_hub
+    from safetensors import SafetensorError
 
-    The same recipe then completes.
+    def full(*_) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "save_torch_state_dict", full)
+        code, line = refuse("evaluation=null")
+    assert code == 5 and "01-sft/model: I/O error: No space left" in line and "free some space" in line
+    folder, _ = run_tiny(tmp_path / "run", "evaluation=null")
+    assert (folder / "model").is_dir()
+
+
+def test_ctrl_c(recipe_files, run_tiny, tmp_path):
+    """SIGINT in the middle of training, with sampling ahead in its thread: exit code 130 and one line.
+
+    No traceback; the same recipe then completes.
     """
-    changes = ("stages.2.grpo.steps=30", "stages.2.grpo.generate_ahead=1", "stages.2.grpo.save_every_steps=1")
+    changes = ("evaluation=null", "stages.2.grpo.steps=30", "stages.2.grpo.generate_ahead=1")
     command = [*COMMAND, str(recipe_files / "tiny.yaml"), *changes, "--output", str(tmp_path / "run")]
     metrics = tmp_path / "run" / "stages" / "03-grpo" / "metrics.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:

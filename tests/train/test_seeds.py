@@ -10,7 +10,7 @@ from posttrain.train.seeds import seed_of
 
 
 def test_the_same_purpose_gives_the_same_seed_on_any_machine():
-    """sha256 of "int:1", its first 8 bytes halved, by `printf 'int:1' | sha256sum`; another process agrees."""
+    """The first 8 bytes of sha256 of "int:1", halved; another process agrees."""
     import hashlib
 
     expected = int(hashlib.sha256(b"int:1").hexdigest()[:16], 16) // 2

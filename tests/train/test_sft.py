@@ -143,7 +143,7 @@ def test_an_epoch_reads_every_row_once(train, make_rows):
 def test_the_first_token_of_a_row_is_never_a_target(train):
     """Nothing predicts it; it must leave the count too, or the mean would be too small."""
     rows = [Row("a", (5, 6, 7), (True, True, True)), Row("b", (8, 9), (True, True))]
-    learner, metrics = train(rows, settings(), NEVER_SPLIT)
+    _, metrics = train(rows, settings(), NEVER_SPLIT)
     assert metrics[0]["batch/targets"] == 3
     fresh = collate(rows)
     assert fresh.num_targets == 3

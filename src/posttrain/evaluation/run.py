@@ -113,7 +113,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """`posttrain eval`: any model on any problems, with the error of the mean, every sample in `out`."""
     from posttrain.data.gather import gather_problems
-    from posttrain.evaluation.statistics import mean_of_rows
+    from posttrain.evaluation.statistics import estimate
     from posttrain.rollout.open import open_engine
     from posttrain.train.progress import Progress
 
@@ -131,13 +131,13 @@ def evaluate_model(
             out=out,
             track=track,
         )
-    estimate = mean_of_rows(rows)
+    found = estimate([row["value"] for row in rows], [row["problem_id"] for row in rows])
     return {
         "model": model,
         "problems": record.parts[0].name,
         "n": len(problems),
         "samples_per_problem": samples_per_problem,
-        "mean_score": estimate.mean,
-        "stderr": estimate.stderr,
+        "mean_score": found.mean,
+        "stderr": found.stderr,
         "out": str(out),
     }

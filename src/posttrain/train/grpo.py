@@ -264,8 +264,8 @@ def _check_gap(metrics: dict[str, float], cfg: GRPO, step: int) -> None:
     gap, limit = metrics["sampling/logprob_difference_mean_nats"], cfg.max_logprob_difference_nats
     if limit is not None and not gap <= limit:
         raise TrainingError(
-            f"at step {step + 1} sampler and learner differ by {gap:.3g} nats per token on average, more than "
-            f"max_logprob_difference_nats = {limit:g}; the samples are not the policy's"
+            f"at step {step + 1} sampler and learner differ by {gap:.3g} nats per token on average, more "
+            f"than max_logprob_difference_nats = {limit:g}; the samples are not the policy's"
         )
 
 

@@ -90,14 +90,16 @@ class Work:
                     tokenizer=self.renderer.tokenizer,
                     renderer_stop_ids=self.renderer.stop_ids,
                     chat_template=self.renderer.template,
-                    dtype=torch.float32,  # small updates of the next stage must not start from rounded weights
+                    # small updates of the next stage must not start from rounded weights
+                    dtype=torch.float32,
                     base_model=self.recipe.model,
                     base_revision=self.recipe.model_revision,
                     metadata={"stage": self.folder.name, "recipe": self.recipe.name},
                 )
         except SafetensorError as error:  # how safetensors says that the disk is full
             raise CheckpointError(
-                f"cannot write {self.folder.model}: {error}; free some space and run again, what is finished is kept"
+                f"cannot write {self.folder.model}: {error}; free some space and run again, "
+                "what is finished is kept"
             ) from error
         # version 0, as after a restart that reads the model back: versions count within a stage
         self.engine.load(learner.weights(), version=0)
