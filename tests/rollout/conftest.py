@@ -80,19 +80,22 @@ def policy(request) -> Policy:
 CHAIN_HIDDEN = 64
 
 
+@pytest.fixture(scope="session")
+def id_of(tiny_llama_dir) -> Callable[[str], int]:
+    """The tiny Llama's id of one token."""
+    return load_tokenizer(tiny_llama_dir).convert_tokens_to_ids
+
+
 @pytest.fixture
 def chain(tiny_llama_dir) -> Callable[..., Engine]:
-    """`chain(script, **options)`: an engine that follows each token of `script` by the next, surely.
+    """`chain(ids, **options)`: an engine that follows each of these distinct ids by the next, surely.
 
-    `script` is of distinct ids, or a text of distinct letters. Attention and MLP are off; token number i of
-    the script embeds as unit vector i, and the head of its successor reads that vector. After the last, and
-    after any other token, every token is equally likely.
+    Attention and MLP are off; id number i of them embeds as unit vector i, and the head of its successor
+    reads that vector. After the last, and after any other token, every token is equally likely.
     """
-    tokenizer = load_tokenizer(tiny_llama_dir)
-    renderer = Renderer(tokenizer)
+    renderer = Renderer(load_tokenizer(tiny_llama_dir))
 
-    def build(script: Sequence[int] | str, **options) -> Engine:
-        ids = tokenizer.convert_tokens_to_ids(list(script)) if isinstance(script, str) else list(script)
+    def build(ids: Sequence[int], **options) -> Engine:
         assert len(set(ids)) == len(ids) <= CHAIN_HIDDEN
         config = LlamaConfig(
             vocab_size=320,

@@ -193,9 +193,6 @@ def test_truncated_sampling_records_the_renormalised_log_probabilities(policy, r
 
 # -- stopping -------------------------------------------------------------------------------------
 
-LETTERS = "abcdefghijklmnop"
-
-
 @pytest.mark.parametrize(
     ("max_new_tokens", "reason", "num_ids"), [(10, "stop", 5), (5, "stop", 5), (4, "length", 4), (1, "length", 1)]
 )
@@ -210,13 +207,10 @@ def test_stop_id_or_limit(chain, max_new_tokens, reason, num_ids):
     assert completion.logprobs == pytest.approx([0.0] * num_ids, abs=1e-5)
 
 
-def test_special_tokens_are_in_the_ids_and_not_in_the_text(chain, policy, tiny_llama_dir):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
-    a, b, c, end = tokenizer.convert_tokens_to_ids(["a", "b", "c", "<|im_end|>"])
-    (completion,) = chain([a, b, c, end]).generate([Request((a,), (1,))], SAMPLED)[0]
-    assert completion.ids == (b, c, end)
+def test_special_tokens_are_in_the_ids_and_not_in_the_text(chain, id_of):
+    script = [id_of(token) for token in ("a", "b", "c", "<|im_end|>")]
+    (completion,) = chain(script).generate([Request((script[0],), (1,))], SAMPLED)[0]
+    assert completion.ids == tuple(script[1:])
     assert (completion.text, completion.stop_reason) == ("bc", "stop")
 
 
@@ -231,21 +225,15 @@ def test_special_tokens_are_in_the_ids_and_not_in_the_text(chain, policy, tiny_l
         (("zz",), "bcdefghijk", 10),
     ],
 )
-def test_stop_texts_are_cut_from_the_text_and_kept_in_the_ids(chain, stop, text, num_ids):
+def test_stop_texts_are_cut_from_the_text_and_kept_in_the_ids(chain, id_of, stop, text, num_ids):
     """What was sampled is what is trained on, the stop text included. Closes T41, T42."""
-    engine = chain(LETTERS)
-    ids = engine.generate([Request((ids_of(chain, "a"),), (1,))], Sampling(max_new_tokens=10, stop=stop))[0][0]
-    assert ids.text == text
-    assert len(ids.ids) == len(ids.logprobs) == num_ids
-    assert ids.stop_reason == ("length" if stop == ("zz",) else "stop")
-
-
-def ids_of(chain, letter: str) -> int:
-    """The id of one letter, found from outside: `chain` follows it."""
-    import posttrain.model.tiny as tiny
-
-    tokenizer = tiny.tiny_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    return int(tokenizer.convert_tokens_to_ids(letter))
+    script = [id_of(letter) for letter in "abcdefghijklmnop"]
+    sampling = Sampling(max_new_tokens=10, stop=stop)
+    (completion,) = chain(script).generate([Request((script[0],), (1,))], sampling)[0]
+    assert completion.text == text
+    assert completion.ids == tuple(script[1 : 1 + num_ids])
+    assert len(completion.logprobs) == num_ids
+    assert completion.stop_reason == ("length" if stop == ("zz",) else "stop")
 
 
 @pytest.mark.xfail(reason="the tail that is searched counts characters, but a character may take four tokens")

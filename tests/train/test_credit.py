@@ -146,7 +146,7 @@ def test_stop_reasons_decide_the_reward_not_lengths(scripted, renderer, temporar
     assert found == [10.0, -3.0, 10.0]
     assert rewards(0.0)[1] == [10.0, 0.0, 10.0]
     assert rewards(None)[1] == [10.0, 10.0, 10.0]
-    metrics = rollout_metrics(groups, std_ddof=1)
+    metrics = rollout_metrics(groups, step=0, std_ddof=1)
     assert metrics["completions/stop_rate"] == pytest.approx(2 / 3)
     assert metrics["completions/mean_length_tokens"] == pytest.approx(8 / 3)
     assert metrics["completions/max_length_tokens"] == 3
@@ -176,7 +176,7 @@ def test_a_verifier_that_fails_keeps_the_order(scripted, renderer, temporary_ver
     values = [r.reward for g in groups for r in g.rollouts]
     assert values == pytest.approx([0 if i % 3 == 0 else i / 100 for i in range(12)])
     assert [g.problem.id for g in groups] == ["p0", "p1", "p2"]
-    assert rollout_metrics(groups, std_ddof=1)["verifier/error_rate"] == pytest.approx(4 / 12)
+    assert rollout_metrics(groups, step=0, std_ddof=1)["verifier/error_rate"] == pytest.approx(4 / 12)
 
 
 def test_micro_batches_hold_every_row_once(make_groups, grpo):

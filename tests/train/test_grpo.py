@@ -143,16 +143,16 @@ def loss_of(cfg, logprobs, batch):
 
 
 def test_the_two_clips_are_where_they_belong(grpo):
-    """Ratios 2, 0.5, 2, 0.5 with advantages 1, -1, -1, 1 under bounds 1 - 0.1 and 1 + 0.3, by hand.
+    """Ratios 2, 0.5, 2, 0.5 with advantages 1, -3, -1, 1 under bounds 1 - 0.1 and 1 + 0.3, by hand.
 
-    min(2, 1.3) + min(-0.5, -0.9) + min(-2, -1.3) + min(0.5, 0.9) = 1.3 - 0.9 - 2 + 0.5 = -1.1, so the loss
-    is 1.1 / 4; the first two are held still and carry no gradient.
+    min(2, 1.3) + min(-1.5, -2.7) + min(-2, -1.3) + min(0.5, 0.9) = 1.3 - 2.7 - 2 + 0.5 = -2.9, so the loss
+    is 2.9 / 4; the first two are held still and carry no gradient.
     """
     cfg = grpo(clip_low=0.1, clip_high=0.3)
     twice = math.log(2)
-    logprobs, batch = batch_of([twice, -twice, twice, -twice], [0.0] * 4, [1.0, -1.0, -1.0, 1.0])
+    logprobs, batch = batch_of([twice, -twice, twice, -twice], [0.0] * 4, [1.0, -3.0, -1.0, 1.0])
     loss, metrics = loss_of(cfg, logprobs, batch)
-    assert float(loss.detach()) == pytest.approx(1.1 / 4, abs=1e-6)
+    assert float(loss.detach()) == pytest.approx(2.9 / 4, abs=1e-6)
     assert float(metrics["policy/clip_fraction"]) == 0.5
     assert float(metrics["policy/clip_high_fraction"]) == 0.25
     assert float(metrics["policy/clip_low_fraction"]) == 0.25

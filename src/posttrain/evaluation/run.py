@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.render import Renderer
+from posttrain.errors import CheckpointError
 from posttrain.records import Completion, Problem
 from posttrain.rewards.score import score_many
 from posttrain.rollout.sampler import Request, Sampling
@@ -47,10 +48,8 @@ def evaluate(
             seeds = tuple(seed_of(seed, problem.id, sample) for sample in range(samples_per_problem))
             waiting[engine.submit(Request(renderer.prompt(problem.messages), seeds), sampling)] = problem
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in rows)
-            file.flush()
+        _replace(out, "".join(_line(row) for row in rows))
+        with out.open("a", encoding="utf-8") as file:
             while engine.busy:
                 for handle, completions in engine.step()[1].items():
                     fresh = _scored(waiting.pop(handle), completions)
@@ -85,18 +84,45 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all: a kill here must not cost what was kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def _kept(out: Path, problems: Sequence[Problem], samples_per_problem: int) -> list[dict[str, Any]]:
     """Rows of problems that an earlier run finished whole; a line torn by a kill is not one."""
     if not out.is_file():
         return []
     by_problem: dict[str, list[dict[str, Any]]] = {problem.id: [] for problem in problems}
-    for line in out.read_text(encoding="utf-8", errors="replace").splitlines():
+    # at newlines only: JSON text may hold U+2028, which splitlines() would cut at
+    for line in out.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
             by_problem[row["problem_id"]].append(row)
         except (ValueError, KeyError, TypeError):
             continue
     return [row for rows in by_problem.values() if len(rows) == samples_per_problem for row in rows]
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note beside `out` what its samples depend on; refuse an `out` that depends on something else."""
+    note = out.with_name(f"{out.name}.settings.json")
+    with writing(out):
+        if not out.exists():
+            _replace(note, json.dumps(settings, indent=1) + "\n")
+            return
+        try:
+            before = json.loads(note.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            before = {}
+    other = sorted(name for name, value in settings.items() if before.get(name) != value)
+    if other:
+        raise CheckpointError(
+            f"{out} is not of this evaluation ({', '.join(other)} differ); delete it or give another --out"
+        )
 
 
 def evaluate_model(
@@ -111,14 +137,28 @@ def evaluate_model(
     out: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """`posttrain eval`: any model on any problems, with the error of the mean, every sample in `out`."""
+    """`posttrain eval`: any model on any problems, with the error of the mean, every sample in `out`.
+
+    Goes on with what an interrupted run left in `out`; CheckpointError if that is of another model or settings.
+    """
     from posttrain.data.gather import gather_problems
     from posttrain.evaluation.statistics import estimate
+    from posttrain.model.fingerprint import fingerprint
+    from posttrain.model.resolve import resolve
     from posttrain.rollout.open import open_engine
     from posttrain.train.progress import Progress
 
     problems, record = gather_problems([source], seed=0)
     problems = problems[:num_problems]
+    settings = {
+        "model": fingerprint(resolve(model)),
+        "problems": record.parts[0].sha256,
+        "samples_per_problem": samples_per_problem,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    _claim(out, settings)
     engine, renderer = open_engine(model)
     with Progress(console) as progress, progress.track("evaluating", len(problems), unit="problems") as track:
         rows = evaluate(

@@ -82,7 +82,7 @@ def _schema() -> Any:
 
 def _row(rollout: Rollout, step: int, place: int, sample: int, advantage: float | None) -> Mapping[str, Any]:
     problem, completion, score = rollout.problem, rollout.completion, rollout.score
-    return {
+    row = {
         "step": step,
         "place": place,
         "problem_id": problem.id,
@@ -105,6 +105,8 @@ def _row(rollout: Rollout, step: int, place: int, sample: int, advantage: float 
         "source": problem.source,
         "messages": json.dumps([{"role": m.role, "content": m.content} for m in problem.messages]),
     }
+    # half of a surrogate pair, which JSON data may hold, is no text to Parquet
+    return {k: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for k, v in row.items()}
 
 
 def _rollout(row: Mapping[str, Any], problem: Problem) -> Rollout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import TYPE_CHECKING
 
 from posttrain.errors import UserError
@@ -51,7 +52,7 @@ def chat(
     opening = [] if system is None else [Message("system", system)]
     messages = list(opening)
     console.print(f"{model} - {HELP}", style="dim", highlight=False, markup=False)
-    for turn in range(10**9):
+    for turn in count():
         try:
             line = console.input("[bold cyan]you>[/] ").strip()
         except EOFError:
@@ -71,9 +72,9 @@ def chat(
             except KeyboardInterrupt:
                 console.print(" [stopped]", style="dim", markup=False, end="")
             except UserError as error:
-                messages.pop()
                 console.print(f"{error}; /clear starts over", style="red", markup=False, end="")
-                said = ""
             console.print()
             if said:
                 messages.append(Message("assistant", said))
+            else:
+                messages.pop()  # unanswered, it would stand next to the next user turn

@@ -48,14 +48,15 @@ def silent(groups: Sequence[Group]) -> list[bool]:
     return found
 
 
-def rollout_metrics(groups: Sequence[Group], *, std_ddof: int) -> dict[str, float]:
-    """What was sampled and how it was judged; means over groups or completions."""
+def rollout_metrics(groups: Sequence[Group], *, step: int, std_ddof: int) -> dict[str, float]:
+    """What step `step` (from 0) sampled and how it was judged; means over groups or completions."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     count = len(rollouts)
     lengths = [len(r.completion.ids) for r in rollouts]
     found = reward_metrics(rewards_of(groups), num_groups=len(groups), std_ddof=std_ddof)
     return {
         **{name: float(value) for name, value in found.items()},
+        "rollout/staleness_steps": step - min(r.completion.weights_version for r in rollouts),
         "verifier/mean_value": sum(r.score.value for r in rollouts) / count,
         "verifier/error_rate": sum(r.score.verdict == "error" for r in rollouts) / count,
         "completions/mean_length_tokens": sum(lengths) / count,

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 _REFILL_ROUNDS = 4
 """Times a step looks for replacements of groups without signal before it goes on with fewer."""
 _MAXIMA = ("sampling/logprob_difference_max_nats", "policy/ratio_max_deviation")
+_OF_FIRST_UPDATE = ("sampling/", "policy/ratio_max_deviation")
 
 
 def policy_loss(
@@ -166,19 +167,12 @@ def update(
             for group in groups:
                 batch = pick(credited.rows, [chosen[i] for i in group], credited.columns)
                 metrics = learner.forward_backward(batch, loss_fn)
-                gap = {
-                    name: metrics.pop(name)
-                    for name in [*metrics]
-                    if name.startswith("sampling/") or name in _MAXIMA
-                }
+                gap = {name: metrics.pop(name) for name in [*metrics] if name.startswith(_OF_FIRST_UPDATE)}
                 totals.add(metrics)
                 if count == 0:
-                    for name, value in gap.items():
-                        first[name] = (
-                            max(first.get(name, 0.0), value)
-                            if name in _MAXIMA
-                            else first.get(name, 0.0) + value
-                        )
+                    largest = {name: max(first.get(name, 0.0), gap.pop(name)) for name in _MAXIMA}
+                    first.add(gap)
+                    first |= largest
             rate = learning_rate(
                 step * cfg.updates_per_step + count,
                 num_steps=cfg.num_updates,
@@ -235,9 +229,7 @@ def train_grpo(
         while step < cfg.num_steps:
             started = time.perf_counter()
             sampled = ahead.take(step)
-            metrics = rollout_metrics(sampled.groups, std_ddof=cfg.std_ddof)
-            versions = [r.completion.weights_version for g in sampled.groups for r in g.rollouts]
-            metrics["rollout/staleness_steps"] = step - min(versions)
+            metrics = rollout_metrics(sampled.groups, step=step, std_ddof=cfg.std_ddof)
             trained_at = time.perf_counter()
             credited = None
             if sampled.trained:
