@@ -19,7 +19,18 @@ from posttrain.rollout.sampler import Sampling
 from posttrain.train.progress import Progress
 
 SAMPLING = Sampling(max_new_tokens=8)
-KEYS = {"problem_id", "sample", "kind", "prompt", "output", "num_tokens", "stop_reason", "value", "verdict", "reason"}
+KEYS = {
+    "problem_id",
+    "sample",
+    "kind",
+    "prompt",
+    "output",
+    "num_tokens",
+    "stop_reason",
+    "value",
+    "verdict",
+    "reason",
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +97,9 @@ def said(rows):
 
 def test_rows_come_in_the_order_of_the_problems(whole):
     rows, text = whole
-    assert [(row["problem_id"], row["sample"]) for row in rows] == [(f"p{i}", s) for i in range(9) for s in (0, 1)]
+    assert [(row["problem_id"], row["sample"]) for row in rows] == [
+        (f"p{i}", s) for i in range(9) for s in (0, 1)
+    ]
     assert all(set(row) == KEYS for row in rows)
     assert [row["kind"] for row in rows[:4]] == ["kind 0", "kind 0", "kind 1", "kind 1"]
     assert {row["stop_reason"] for row in rows} <= {"stop", "length"}
@@ -134,7 +147,9 @@ def test_what_is_whole_is_not_sampled_again(opened, whole, tmp_path, monkeypatch
     out.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:40], encoding="utf-8")
     submitted = []
     submit = engine.submit
-    monkeypatch.setattr(engine, "submit", lambda request, sampling: submitted.append(1) or submit(request, sampling))
+    monkeypatch.setattr(
+        engine, "submit", lambda request, sampling: submitted.append(1) or submit(request, sampling)
+    )
     rows, _ = run(opened, problems_of(9), out)
     complete = [json.loads(line)["problem_id"] for line in lines[:-3]]
     assert len(submitted) == 9 - sum(complete.count(problem_id) == 2 for problem_id in set(complete))
@@ -148,7 +163,9 @@ def test_other_rows_in_the_file_do_not_get_in(opened, whole, tmp_path):
     lines = whole[1].split("\n")[:-1]
     first = [line for line in lines if '"p0"' in line]
     foreign = [json.dumps({"problem_id": "other", "sample": 0, "output": "x", "num_tokens": 1})]
-    out.write_text("\n".join([first[0], *foreign, "null", "[]", '{"sample": 1}', "", "\x00"]), encoding="utf-8")
+    out.write_text(
+        "\n".join([first[0], *foreign, "null", "[]", '{"sample": 1}', "", "\x00"]), encoding="utf-8"
+    )
     rows, _ = run(opened, problems_of(9), out)
     assert said(rows) == said(whole[0])
     assert len(lines_of(out)) == 18
@@ -194,7 +211,11 @@ def test_a_check_that_raises_is_a_row_with_a_reason(opened, tmp_path, monkeypatc
 def source_of(tmp_path, num=3) -> Source:
     path = tmp_path / "problems.jsonl"
     rows = [
-        {"messages": [{"role": "user", "content": f"What is {i}?"}], "ground_truth": str(i), "dataset": "even"}
+        {
+            "messages": [{"role": "user", "content": f"What is {i}?"}],
+            "ground_truth": str(i),
+            "dataset": "even",
+        }
         for i in range(num)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -202,7 +223,13 @@ def source_of(tmp_path, num=3) -> Source:
 
 
 def measure(model, source, out, **changed):
-    settings = {"num_problems": None, "samples_per_problem": 2, "temperature": 1.0, "max_new_tokens": 5, "seed": 1}
+    settings = {
+        "num_problems": None,
+        "samples_per_problem": 2,
+        "temperature": 1.0,
+        "max_new_tokens": 5,
+        "seed": 1,
+    }
     return evaluate_model(
         str(model), source, **(settings | changed), out=out, console=Console(file=io.StringIO())
     )

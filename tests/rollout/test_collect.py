@@ -35,7 +35,9 @@ class Echo:
         self.requests += requests
         return [
             [
-                Completion((seed % 300, 2), (-0.5, -0.1), self.stop_reason, f"{sum(request.prompt_ids)}:{seed}", 4)
+                Completion(
+                    (seed % 300, 2), (-0.5, -0.1), self.stop_reason, f"{sum(request.prompt_ids)}:{seed}", 4
+                )
                 for seed in request.seeds
             ]
             for request in requests

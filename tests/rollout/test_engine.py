@@ -12,7 +12,7 @@ from scipy import stats
 
 from posttrain.data.pack import collate
 from posttrain.errors import RecipeError
-from posttrain.records import Group, Message, Problem, Rollout, Score
+from posttrain.records import Message, Problem, Rollout, Score
 from posttrain.rollout.engine.draw import uniforms
 from posttrain.rollout.sampler import Request, Sampling
 from posttrain.runtime.local import LocalLearner
@@ -176,7 +176,9 @@ def test_different_settings_in_one_batch(policy, requests):
     assert tokens_of([done[handle] for handle in handles]) == tokens_of(expected)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(top_p=0.7, temperature=1.5), Sampling(top_k=4), Sampling(top_p=0.3)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(top_p=0.7, temperature=1.5), Sampling(top_k=4), Sampling(top_p=0.3)]
+)
 def test_truncated_sampling_records_the_renormalised_log_probabilities(policy, requests, sampling):
     """Every token lies in the truncated set of the exact distribution before it. Closes T39."""
     request = requests[4]
@@ -193,8 +195,10 @@ def test_truncated_sampling_records_the_renormalised_log_probabilities(policy, r
 
 # -- stopping -------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(
-    ("max_new_tokens", "reason", "num_ids"), [(10, "stop", 5), (5, "stop", 5), (4, "length", 4), (1, "length", 1)]
+    ("max_new_tokens", "reason", "num_ids"),
+    [(10, "stop", 5), (5, "stop", 5), (4, "length", 4), (1, "length", 1)],
 )
 def test_stop_id_or_limit(chain, max_new_tokens, reason, num_ids):
     """Finished, finished exactly at the limit, truncated; the stop id is kept in `ids`. Closes T42."""
@@ -317,7 +321,9 @@ def test_a_request_that_cannot_fit_is_refused(policy):
     with pytest.raises(RecipeError, match="512"):
         engine.submit(Request(tuple(range(5, 105)) * 5, (1,)), Sampling(max_new_tokens=13))
     engine.submit(Request(tuple(range(5, 105)) * 5, (1,)), Sampling(max_new_tokens=12))
-    small = policy.engine(cache_gib=100 * 256 / 2**30)  # 2 x 2 layers x 2 heads x 8 numbers of 4 bytes a token
+    small = policy.engine(
+        cache_gib=100 * 256 / 2**30
+    )  # 2 x 2 layers x 2 heads x 8 numbers of 4 bytes a token
     with pytest.raises(RecipeError, match="cache 100"):
         small.submit(Request((5,) * 90, (1,)), Sampling(max_new_tokens=11))
 

@@ -166,7 +166,9 @@ def test_cache_stays_within_its_bound(policy, prompt_tokens):
     assert engine.cache_bytes == 0
 
 
-@pytest.mark.xfail(reason="slots stay, lengths are rounded up and grow by a quarter: the rectangle outgrows it")
+@pytest.mark.xfail(
+    reason="slots stay, lengths are rounded up and grow by a quarter: the rectangle outgrows it"
+)
 def test_cache_stays_within_its_bound_when_lengths_differ(policy):
     """Many short samples, then long ones while the last short ones run: as evaluations have them."""
     budget = 2000 * TOKEN_BYTES

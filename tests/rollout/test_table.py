@@ -23,7 +23,9 @@ def group_of(number: int, truth, text: str = "An answer", samples: int = 2) -> G
         Rollout(
             problem,
             (1, 50_000 + number, 7),
-            Completion((3, 2**31 - 1, sample), logprobs, ("stop", "length", "cancelled")[sample % 3], text, 12),
+            Completion(
+                (3, 2**31 - 1, sample), logprobs, ("stop", "length", "cancelled")[sample % 3], text, 12
+            ),
             Score(1 / 3, "wrong", "because", {"first": 0.1, "second": 1.0}),
             reward=10 / 3 - sample,
         )

@@ -18,7 +18,9 @@ PROMPTS = ["How are you?", "数学 and 🙂", "Count to three."]
 def no_second_load(opened, monkeypatch):
     """The engine that the session has; what was asked for is noted."""
     asked = []
-    monkeypatch.setattr(module, "open_engine", lambda name, **options: asked.append((name, options)) or opened)
+    monkeypatch.setattr(
+        module, "open_engine", lambda name, **options: asked.append((name, options)) or opened
+    )
     return asked
 
 

@@ -210,19 +210,14 @@ def train_grpo(
         pending = _unpack(state["pending"])
     log.truncate_after(step)
     track.advance(step)
+    sample = partial(
+        sample_step, sampler=sampler, renderer=renderer, problems=problems, order=order, cfg=cfg, seed=seed
+    )
     ahead = Ahead(
         depth=cfg.generate_ahead,
         num_steps=cfg.num_steps,
         publish=lambda: sampler.load(learner.weights(), version=step),
-        sample=partial(
-            sample_step,
-            sampler=sampler,
-            renderer=renderer,
-            problems=problems,
-            order=order,
-            cfg=cfg,
-            seed=seed,
-        ),
+        sample=sample,
         pending=pending,
     )
     try:
