@@ -111,7 +111,6 @@ def _metrics(kind: str, num_steps: int) -> list[dict]:
                 "rollout/staleness_steps": 1,
                 "verifier/error_rate": 0.0,
                 "time/generate_seconds": 1.2,
-                "time/verify_seconds": 0.1,
                 "time/train_seconds": 0.8,
             }
         rows.append(row)

@@ -112,7 +112,7 @@ def test_sum_is_the_token_mean_but_for_one_factor(train, make_rows):
     """One micro-batch: the summed loss is the mean times its targets."""
     rows = make_rows(8)
     mean, metrics = train(rows, settings(), NEVER_SPLIT)
-    summed, _ = train(rows, settings(loss_denominator="sum"), NEVER_SPLIT)
+    summed, _ = train(rows, settings(loss_denominator="sum", rows_per_micro_batch=8), NEVER_SPLIT)
     factor = metrics[0]["batch/targets"]
     torch.testing.assert_close(summed.gradients[0], mean.gradients[0] * factor, rtol=1e-4, atol=1e-4)
 

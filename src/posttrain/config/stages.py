@@ -29,13 +29,12 @@ SCHEDULE_DESCRIPTION = "Shape of the learning rate after the warm-up; linear and
 
 
 def check_micro_batch_mean(loss_denominator: str, rows_per_micro_batch: int | None) -> None:
-    """A mean over micro-batches means nothing until they have a fixed number of rows."""
-    if loss_denominator == "micro_batch_mean" and rows_per_micro_batch is None:
+    """A loss that depends on micro-batches means nothing until they have a fixed number of rows."""
+    if loss_denominator in ("micro_batch_mean", "sum") and rows_per_micro_batch is None:
         raise broken_rule(
             "loss_denominator",
-            "loss_denominator micro_batch_mean depends on which rows share a micro-batch; set "
-            "rows_per_micro_batch "
-            "as well, or use step_tokens",
+            f"loss_denominator {loss_denominator} depends on which rows share a micro-batch; set "
+            "rows_per_micro_batch as well, or use step_tokens",
         )
 
 
@@ -61,8 +60,8 @@ class SFT(Part):
     loss_denominator: Literal["step_tokens", "micro_batch_mean", "sum"] = Field(
         default="step_tokens",
         description="What the summed token loss is divided by: the step's target tokens; each micro-batch's "
-        "own, "
-        "averaged over micro-batches (weighs short rows more); or nothing, as Tülu 3 did.",
+        "own, averaged over micro-batches (weighs short rows more); or the number of micro-batches, as Tülu 3 "
+        "did.",
     )
     rows_per_micro_batch: Count | None = Field(
         default=None,

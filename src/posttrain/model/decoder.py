@@ -3,8 +3,10 @@
 `Decoder` reads the parameters of an ordinary Hugging Face module and runs its own forward pass, so
 loading, saving and adapters stay Hugging Face's while training touches no padding. Parameters may be
 float32 masters: each weight is cast to the compute dtype where it is used, and its gradient arrives in
-float32. The residual stream keeps the parameters' precision; matrix products and attention take the compute
-dtype. The engine does the same in the same order, so that the two agree on log-probabilities. Left out: dropout, attention biases of other families, sliding windows; such models are refused.
+float32. The residual stream keeps the parameters' precision; matrix products and attention take the
+compute dtype. The engine does the same in the same order, so that the two agree on log-probabilities.
+
+Left out: dropout, attention biases of other families, sliding windows; such models are refused.
 """
 
 from __future__ import annotations

@@ -113,11 +113,6 @@ class RunFolder:
         return self.root / "manifest.json"
 
     @property
-    def log(self) -> Path:
-        """What the console said."""
-        return self.root / "log.txt"
-
-    @property
     def summary(self) -> Path:
         """Scores per stage and the gain."""
         return self.root / "summary.json"
@@ -148,17 +143,6 @@ class RunFolder:
             probe = self.root / f".probe-{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
-
-    def check_recipe(self, recipe_hash: str) -> None:
-        """CheckpointError when the folder already holds a run of another recipe."""
-        if not self.manifest.exists():
-            return
-        held = read_json(self.manifest).get("recipe_hash")
-        if held != recipe_hash:
-            raise CheckpointError(
-                f"{self.root} holds a run of another recipe (hash {str(held)[:12]}, this one is "
-                f"{recipe_hash[:12]}); choose another output folder, or delete this one"
-            )
 
     def write_recipe(self, text: str) -> None:
         """Write the resolved recipe."""
