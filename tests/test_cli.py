@@ -163,6 +163,7 @@ def test_run_hands_over_the_recipe_with_its_overrides(
 
     def run(recipe: Any, *, console: Any) -> Path:
         seen.append(recipe)
+        (Path(recipe.output) / "stages").mkdir(parents=True)
         return Path(recipe.output)
 
     stand_in(monkeypatch, "posttrain.train.run", run=run)
@@ -170,7 +171,7 @@ def test_run_hands_over_the_recipe_with_its_overrides(
     assert call(monkeypatch, *words) == 0
     [recipe] = seen
     assert (recipe.seed, recipe.stages[0].sft.epochs, recipe.output) == (7, 1, "runs/null")
-    assert capsys.readouterr().out == "finished: runs/null\n"
+    assert "talk to it: posttrain chat runs/null/model\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("output", ["null", "1e-6", "a: b", 'quo"te', "back\\slash"])
@@ -181,6 +182,7 @@ def test_an_output_folder_is_text_whatever_it_looks_like(
 
     def run(recipe: Any, *, console: Any) -> Path:
         seen.append(recipe.output)
+        (Path(recipe.output) / "stages").mkdir(parents=True)
         return Path(recipe.output)
 
     stand_in(monkeypatch, "posttrain.train.run", run=run)

@@ -57,7 +57,9 @@ def run(
     from posttrain.train.run import run as run_recipe
 
     folder = run_recipe(loaded, console=console)
-    console.print(f"finished: {folder}", soft_wrap=True, highlight=False)
+    from posttrain.cli_tables import show_outcome
+
+    show_outcome(folder, console)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from posttrain.config.recipe import Recipe
 def table(console: Console, *columns: str, title: str = "", right: Sequence[str] = ()) -> Table:
     """An empty table with headings; the columns named in `right` hold numbers."""
     grid = Table(
-        title=title, title_justify="left", box=box.ROUNDED if console.is_terminal else None, pad_edge=False
+        title=title, title_justify="left", box=box.ROUNDED if console.is_terminal else None, pad_edge=console.is_terminal
     )
     for name in columns:
         grid.add_column(name, justify="right" if name in right else "left", overflow="fold")
@@ -78,6 +78,37 @@ def show_models(console: Console) -> None:
         )
     console.print(grid)
     console.print(f"kept in {cache_dir()}; folders and hub ids (owner/name) can be named too", soft_wrap=True)
+
+
+def show_outcome(run: Path, console: Console) -> None:
+    """A finished run's scores, what it gained, and where to look next."""
+    from posttrain.report.outcome import measure
+    from posttrain.report.record import read_run
+    from posttrain.report.wording import bracket, percent, points
+
+    outcome = measure(read_run(run))
+    right = ("held-out score", "95 % interval", "gain over the stage before", "its 95 % interval")
+    scores = table(console, "stage", *right, right=right)
+    for score in outcome.scores:
+        if score.estimate is not None:
+            gain = score.gain
+            scores.add_row(
+                score.label,
+                percent(score.estimate.mean),
+                bracket(score.estimate.low, score.estimate.high),
+                "" if gain is None else points(gain.difference),
+                "" if gain is None else bracket(gain.low, gain.high),
+            )
+    if scores.row_count:
+        console.print()
+        console.print(scores)
+        console.print(f"\n{outcome.sentence}", style="bold", highlight=False)
+    for name, value in (
+        ("report", run / "report.html"),
+        ("model", run / "model"),
+        ("talk to it", f"posttrain chat {run / 'model'}"),
+    ):
+        console.print(f"{name + ':':12}{value}", soft_wrap=True, highlight=False)
 
 
 def show_replies(rows: Iterable[Mapping[str, Any]], out: Path | None, console: Console) -> None:

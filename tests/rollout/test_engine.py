@@ -225,6 +225,7 @@ def test_special_tokens_are_in_the_ids_and_not_in_the_text(chain, id_of):
         (("e",), "bcd", 4),
         (("zz", "cdef"), "b", 5),
         (("ghi", "gh"), "bcdef", 7),
+        (("ef", "cdef", "f"), "b", 5),
         (("b",), "", 1),
         (("zz",), "bcdefghijk", 10),
     ],

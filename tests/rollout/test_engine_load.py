@@ -144,6 +144,21 @@ def test_sixty_requests_through_five_rows(policy):
     assert done[handles[40]][0].ids == expected[0].ids
 
 
+def test_as_many_samples_run_as_the_cache_has_room_for(policy):
+    """600 positions and samples of up to 92: six at a time, and never fewer while others wait."""
+    engine = policy.engine(cache_gib=600 * TOKEN_BYTES / 2**30)
+    for i in range(4):
+        seeds = tuple(seed_of(i, sample) for sample in range(5))
+        engine.submit(Request((5 + i,) * 52, seeds), Sampling(max_new_tokens=40))
+    at_once, done = [], {}
+    while engine.busy:
+        tokens, finished = engine.step()
+        at_once.append(len({(token.handle, token.sample) for token in tokens}))
+        done.update(finished)
+    assert max(at_once) == at_once[0] == 6
+    assert [len(completions) for completions in done.values()] == [5] * 4
+
+
 def peak_bytes(engine: Engine) -> int:
     peak = 0
     while engine.busy:

@@ -83,7 +83,7 @@ class _Run:
             _refuse_other(folder, key)
         self._check_problems()
         self._write_manifest(keys)
-        self._stage(base, keys[0], None, self.start)
+        self._stage(base, keys[0], None)
         at = self.start
         for folder, key, stage in zip(later, keys[1:], self.recipe.stages, strict=True):
             work = Work(
@@ -97,7 +97,7 @@ class _Run:
                 self.dtype,
                 self.progress,
             )
-            self._stage(folder, key, work, at)
+            self._stage(folder, key, work)
             at = folder.model
         self._publish(at)
         manifest = read_json(self.folder.manifest)
@@ -117,7 +117,7 @@ class _Run:
                 if name.endswith("problems"):
                     gather_problems(sources, seed=self.recipe.seed)
 
-    def _stage(self, folder: StageFolder, key: str, work: Work | None, start: Path) -> None:
+    def _stage(self, folder: StageFolder, key: str, work: Work | None) -> None:
         """Train (unless it is the base) and evaluate one stage, or skip it if it is done."""
         if folder.is_done(key):
             self.progress.console.print(f"{folder.name}: finished before", highlight=False)
