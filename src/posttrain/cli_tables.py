@@ -19,7 +19,10 @@ from posttrain.config.recipe import Recipe
 def table(console: Console, *columns: str, title: str = "", right: Sequence[str] = ()) -> Table:
     """An empty table with headings; the columns named in `right` hold numbers."""
     grid = Table(
-        title=title, title_justify="left", box=box.ROUNDED if console.is_terminal else None, pad_edge=console.is_terminal
+        title=title,
+        title_justify="left",
+        box=box.ROUNDED if console.is_terminal else None,
+        pad_edge=console.is_terminal,
     )
     for name in columns:
         grid.add_column(name, justify="right" if name in right else "left", overflow="fold")

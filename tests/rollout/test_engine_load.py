@@ -167,7 +167,6 @@ def peak_bytes(engine: Engine) -> int:
     return peak
 
 
-@pytest.mark.xfail(reason="lengths are rounded up and grow by a quarter, which the count of rows leaves out")
 @pytest.mark.parametrize("prompt_tokens", [32, 60])
 def test_cache_stays_within_its_bound(policy, prompt_tokens):
     """Room for 600 positions: like requests wait their turn rather than take more, and none is lost."""
@@ -181,9 +180,6 @@ def test_cache_stays_within_its_bound(policy, prompt_tokens):
     assert engine.cache_bytes == 0
 
 
-@pytest.mark.xfail(
-    reason="slots stay, lengths are rounded up and grow by a quarter: the rectangle outgrows it"
-)
 def test_cache_stays_within_its_bound_when_lengths_differ(policy):
     """Many short samples, then long ones while the last short ones run: as evaluations have them."""
     budget = 2000 * TOKEN_BYTES

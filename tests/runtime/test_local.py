@@ -293,7 +293,6 @@ def test_frozen_scorer_keeps_bfloat16_weights(original):
     assert (narrow - exact).abs().mean() < 0.05
 
 
-@pytest.mark.xfail(reason="the residual stream and the norms of a bfloat16 module are bfloat16")
 def test_frozen_scorer_equals_the_learner_in_bfloat16(original):
     """As a run has them: the reference loaded in bfloat16, the policy over float32 masters of the same
     bfloat16 weights, both computing in bfloat16. Closes T24."""

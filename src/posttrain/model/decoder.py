@@ -49,6 +49,10 @@ class Shape:
             )
         if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
             raise ModelError(f"{config.model_type} models with biases are not supported")
+        if config.hidden_act not in ("silu", "swish"):
+            raise ModelError(
+                f"{config.model_type} models with activation {config.hidden_act!r} are not supported"
+            )
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             family=config.model_type,
@@ -155,7 +159,11 @@ class Decoder:
         cos, sin = self._angles.at(positions, self.compute_dtype)
         embedding = self.module.model.embed_tokens.weight
         # rounded like every other weight, then carried on in the parameters' precision
-        x = F.embedding(ids, embedding).to(self.compute_dtype).to(embedding.dtype)
+        x = (
+            F.embedding(ids, embedding)
+            .to(self.compute_dtype)
+            .to(torch.promote_types(embedding.dtype, torch.float32))
+        )
         for layer in self.layers():
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self._layer, layer, x, cos, sin, layout, use_reentrant=False)

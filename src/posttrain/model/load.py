@@ -51,7 +51,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model in `folder`, ready to read; ModelError in one sentence if it cannot be."""
+    """The causal language model in `folder`, ready to read; ModelError in one sentence if it cannot be.
+
+    Matrices become `dtype`; vectors (the norms' weights) float32, which every forward pass uses them in.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -59,10 +62,12 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     try:
         Shape.of(AutoConfig.from_pretrained(folder))
         logging.disable_progress_bar()
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from error
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device, dtype if parameter.dim() > 1 else torch.float32)
     model.to(device)
     model.eval()  # dropout stays off in every stage of the recipe
     return model  # type: ignore[no-any-return]

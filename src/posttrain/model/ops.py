@@ -13,25 +13,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    return F.rms_norm(x.to(precise), weight.shape, weight.to(precise), eps)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(dtype)
+        return _plain_rms_norm(x, weight, eps).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        wide = x.to(weight.dtype)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        wide = x.to(precise)
         rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(ctx.eps))
         normed = wide * rstd
-        grad = grad.to(weight.dtype)
+        grad = grad.to(precise)
         grad_weight = (grad * normed).flatten(0, -2).sum(0)
         scaled = grad * weight
         inner = (scaled * normed).mean(-1, keepdim=True)
         grad_x = scaled.sub_(normed.mul_(inner)).mul_(rstd)
-        return grad_x.to(x.dtype), grad_weight, None, None
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
@@ -42,7 +48,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = 
     out = x.dtype if dtype is None else dtype
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RMSNorm.apply(x, weight, eps, out)  # type: ignore[no-any-return]
-    return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(out)
+    return _plain_rms_norm(x, weight, eps).to(out)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain.records import Batch
@@ -40,10 +39,6 @@ class Learner(Scorer, Protocol):
 
     def weights(self) -> Mapping[str, Tensor]:
         """The current weights under their Hugging Face names."""
-        ...
-
-    def save(self, path: Path) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` loads."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,17 +44,21 @@ class Cache:
         """Bytes one position of one sequence takes."""
         return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
 
-    def reserve(self, slots: int, length: int) -> None:
-        """Make room for `slots` sequences of `length` positions; what is there stays."""
+    def reserve(self, slots: int, length: int, *, at_most: int | None = None) -> None:
+        """Make room for `slots` sequences of `length` positions; what they hold stays, other slots may go.
+
+        Room to grow is added up to `at_most` positions.
+        """
         old_slots, old_length = self.slots, self.length
         if slots <= old_slots and length <= old_length:
             return
-        new_slots = max(slots, old_slots)
         # a quarter more than asked, so that growing token by token copies seldom
-        new_length = old_length if length <= old_length else round_up(length + old_length // 4)
+        grown_length = length + length // 4
+        new_length = round_up(grown_length if at_most is None else max(length, min(grown_length, at_most)))
+        kept_slots, kept_length = min(slots, old_slots), min(new_length, old_length)
         for name in ("keys", "values"):
-            grown = self._empty(new_slots, new_length)
-            grown[:, :old_slots, :, :old_length] = getattr(self, name)
+            grown = self._empty(slots, new_length)
+            grown[:, :kept_slots, :, :kept_length] = getattr(self, name)[:, :kept_slots, :, :kept_length]
             setattr(self, name, grown)
 
     def put(self, slot: int, keys: Tensor, values: Tensor) -> None:

@@ -62,9 +62,11 @@ def _by_blocks(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Ten
     total = cumulative[:, -1:]
     target = uniform[:, None].to(mass.dtype) * total
     # `right=True`: the first block whose cumulative mass exceeds the target, so one of mass zero is never taken
-    block = torch.searchsorted(cumulative, target, right=True).clamp_(max=blocks.shape[1] - 1)
+    # a uniform that was rounded to 1 gives a target past the end: the last block that has mass
+    block = torch.minimum(torch.searchsorted(cumulative, target, right=True), _last_positive(block_sums))
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0]
-    within = target - (cumulative.gather(1, block) - block_sums.gather(1, block))
+    # rounding may leave it just below zero, where a block's first token would be taken though it has no mass
+    within = (target - (cumulative.gather(1, block) - block_sums.gather(1, block))).clamp_(min=0)
     steps = inside.cumsum(1)
     offset = torch.searchsorted(steps, within, right=True)
     # rounding may carry the target past the block's last token of any mass
@@ -88,4 +90,5 @@ def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1.0:
         probabilities = ordered.masked_fill(drop, float("-inf")).softmax(1)
         drop |= probabilities.cumsum(1) - probabilities >= sampling.top_p
+        drop[:, 0] = False  # the likeliest token stays, however little is asked for
     return logits.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), float("-inf"))

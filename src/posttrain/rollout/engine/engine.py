@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import RecipeError
-from posttrain.model.decoder import Angles, Shape
+from posttrain.model.decoder import Angles, Shape, round_up
 from posttrain.records import Completion, StopReason
 from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.draw import draw, uniforms
@@ -120,6 +120,8 @@ class Engine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """For each request, in order, one completion per seed, in order."""
+        for request in requests:  # before any is queued: a refusal must leave the engine as it was
+            self._refuse_impossible(request, sampling)
         handles = [self.submit(request, sampling) for request in requests]
         done: dict[int, list[Completion]] = {}
         while self.busy:
@@ -140,19 +142,22 @@ class Engine:
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """Queue `request`; its handle names it in `step`'s results and in `cancel`."""
-        if not request.prompt_ids or not request.seeds or sampling.max_new_tokens < 1:
-            raise ValueError("a request needs a prompt, at least one seed and max_new_tokens >= 1")
-        total = len(request.prompt_ids) + sampling.max_new_tokens
-        if total > min(self.max_positions, self._budget_tokens):
-            raise RecipeError(
-                f"a prompt of {len(request.prompt_ids)} tokens and {sampling.max_new_tokens} new ones need "
-                f"{total} positions; the model has {self.max_positions} and the cache {self._budget_tokens}"
-            )
+        self._refuse_impossible(request, sampling)
         prompt = _Prompt(self._next_handle, request, sampling, [None] * len(request.seeds))
         self._next_handle += 1
         self._waiting.append(prompt)
         self._prompts[prompt.handle] = prompt
         return prompt.handle
+
+    def _refuse_impossible(self, request: Request, sampling: Sampling) -> None:
+        if not request.prompt_ids or not request.seeds or sampling.max_new_tokens < 1:
+            raise ValueError("a request needs a prompt, at least one seed and max_new_tokens >= 1")
+        total = len(request.prompt_ids) + sampling.max_new_tokens
+        if total > self.max_positions or round_up(total) > self._budget_tokens:
+            raise RecipeError(
+                f"a prompt of {len(request.prompt_ids)} tokens and {sampling.max_new_tokens} new ones need "
+                f"{total} positions; the model has {self.max_positions} and the cache {self._budget_tokens}"
+            )
 
     def cancel(self, handle: int) -> list[Completion] | None:
         """End a request now; what it has becomes its completions, marked "cancelled". None if unknown."""
@@ -224,13 +229,13 @@ class Engine:
         running = [*self._samples, *started]
         # the cache is a rectangle, so every slot counts as long as the longest
         longest = max([prompt.longest, *(sample.prompt.longest for sample in running)])
-        return min(self.max_rows, self._budget_tokens // longest) - len(running)
+        return min(self.max_rows, self._budget_tokens // round_up(longest)) - len(running)
 
     def _start(self, started: list[_Sample]) -> list[Token]:
         """Give each new sample a slot that begins with its prompt, and draw its first token."""
         first = len(self._samples)
         self._samples += started
-        self._cache.reserve(len(self._samples), max(s.length for s in started) + 1)
+        self._reserve(max(s.length for s in started) + 1)
         logits = []
         for slot, sample in enumerate(started, start=first):
             prompt = sample.prompt
@@ -242,10 +247,14 @@ class Engine:
                 prompt.cached = None
         return self._draw(torch.stack(logits), started)
 
+    def _reserve(self, length: int) -> None:
+        longest = max(sample.prompt.longest for sample in self._samples)
+        self._cache.reserve(len(self._samples), length, at_most=longest)
+
     def _decode_step(self) -> Tensor:
         assert self._weights is not None
         lengths = [sample.length for sample in self._samples]
-        self._cache.reserve(len(lengths), max(lengths))
+        self._reserve(max(lengths))
         ids = torch.tensor([sample.ids[-1] for sample in self._samples], device=self.device)
         return decode(
             self._weights,
@@ -288,7 +297,7 @@ class Engine:
             return "stop"
         if sampling.stop:
             # a stop text's last character is in the newest token; the tail is long enough to hold it all
-            tail = self._decode_text(sample.ids[-max(len(text) for text in sampling.stop) - 8 :])
+            tail = self._decode_text(sample.ids[-max(len(text.encode()) for text in sampling.stop) - 8 :])
             if any(text in tail for text in sampling.stop):
                 return "stop"
         return "length" if len(sample.ids) >= sampling.max_new_tokens else None
