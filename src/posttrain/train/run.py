@@ -26,6 +26,7 @@ from posttrain.rollout.open import engine_for
 from posttrain.rollout.sampler import Sampling
 from posttrain.train.folder import RunFolder, StageFolder, read_json, stage_key, write_json, writing
 from posttrain.train.manifest import describe_run, now
+from posttrain.train.memory import give_back
 from posttrain.train.progress import Progress
 from posttrain.train.work import Work, run_stage
 
@@ -130,6 +131,7 @@ class _Run:
         started = time.monotonic()
         if work is not None and not folder.model.is_dir():
             run_stage(work)
+            give_back()
         elif work is not None:
             self._load(folder.model)
             shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the model was there first
