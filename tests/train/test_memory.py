@@ -15,7 +15,8 @@ MIB = 2**20
 def test_freed_tensors_leave_the_process():
     """200 MiB in blocks below glibc's mmap threshold, with every tenth alive among them, are given back."""
     large = torch.ones(30 * MIB // 4)
-    del large  # freeing it raises the threshold, as a training step does: from now on blocks come from the heap
+    # freeing it raises the threshold, as a training step does: from now on blocks come from the heap
+    del large
     blocks = [torch.ones(MIB // 4) for _ in range(222)]
     survivors = blocks[::10]
     blocks.clear()
