@@ -73,3 +73,10 @@ def posttrain_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; name one in POSTTRAIN_DATA")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request, monkeypatch, tmp_path_factory):
+    """Tests keep out of the user's cache, but for those that need the model in it."""
+    if "smollm2_dir" not in request.fixturenames:
+        monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

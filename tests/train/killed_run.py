@@ -1,6 +1,6 @@
 """A run that ends by SIGKILL at a chosen moment: executed by `test_resume` in a process of its own.
 
-The global `case` it is given has `recipe` (a file), `overrides` (a list), `moment` (a key of MOMENTS) and
+The global `case` it is given has `recipe` (a file), `overrides` (a list), `moment` (a key of MOMENTS), `cache` and
 `stage` (the folder of the stage that must be at it).
 """
 
@@ -78,6 +78,7 @@ MOMENTS = {
 }
 
 if __name__ == "<run_path>":
+    os.environ["POSTTRAIN_CACHE"] = case["cache"]
     MOMENTS[case["moment"]]()
     checkpoint.Checkpoints.__repr__ = lambda self: f"Checkpoints({self.folder})"
     run.run(load_recipe(case["recipe"], case["overrides"]), console=Console(file=io.StringIO()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import runpy
 import signal
 from pathlib import Path
@@ -37,6 +38,7 @@ def kill():
 
     def run(recipe: Path, overrides: list[str], moment: str, stage: str) -> None:
         case = {"recipe": recipe, "overrides": overrides, "moment": moment, "stage": stage}
+        case["cache"] = os.environ["POSTTRAIN_CACHE"]  # the fork server has an older environment
         process = context.Process(
             target=runpy.run_path, args=(str(DRIVER),), kwargs={"init_globals": {"case": case}}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from safetensors import SafetensorError
 from posttrain.config.parts import Rejection
 from posttrain.config.recipe import Recipe
 from posttrain.config.stages import DPO, GRPO, SFT, Stage
+from posttrain.data.cache import Tokenised, TokenKey, cached_pairs, cached_rows
 from posttrain.data.gather import describe, gather_conversations, gather_preferences, gather_problems
+from posttrain.data.mixture import MixtureRecord
 from posttrain.data.pairs import pair_rows
 from posttrain.data.render import Renderer
 from posttrain.data.rows import sft_rows
@@ -127,8 +130,9 @@ def _run_sft(work: Work, cfg: SFT, log: MetricsLog, checkpoints: Checkpoints) ->
     counts = Counts()
     if cfg.data:
         conversations, record = gather_conversations(cfg.data, seed=work.recipe.seed)
-        rows, dropped = sft_rows(conversations, work.renderer, max_tokens=cfg.max_tokens)
-        counts.add(dropped, describe(record))
+        key = TokenKey("rows", record, work.renderer.fingerprint, cfg.max_tokens, "all")
+        build = partial(sft_rows, conversations, work.renderer, max_tokens=cfg.max_tokens)
+        rows = counts.take(cached_rows(key, work.renderer, build), record)
     if cfg.rejection is not None:
         own, dropped = best_rows(
             sample_own(work, cfg.rejection, counts), keep=cfg.rejection.keep_per_problem, seed=work.seed
@@ -157,8 +161,11 @@ def _run_dpo(work: Work, cfg: DPO, log: MetricsLog, checkpoints: Checkpoints) ->
     counts = Counts()
     if cfg.data:
         preferences, record = gather_preferences(cfg.data, seed=work.recipe.seed)
-        pairs, dropped = pair_rows(preferences, work.renderer, max_tokens=cfg.max_tokens)
-        counts.add(dropped, describe(record))
+        key = TokenKey("pairs", record, work.renderer.fingerprint, cfg.max_tokens, "last")
+        build = partial(pair_rows, preferences, work.renderer, max_tokens=cfg.max_tokens)
+        tokenised = cached_pairs(key, work.renderer, build)
+        counts.take(tokenised, record)
+        pairs = tokenised.pairs
     if cfg.rejection is not None:
         own, dropped = preference_rows(
             sample_own(work, cfg.rejection, counts), keep=cfg.rejection.keep_per_problem, seed=work.seed
@@ -275,6 +282,7 @@ class Counts:
         self.dropped: dict[str, int] = {}
         self.examples: list[str] = []
         self.sources: list[dict[str, Any]] = []
+        self.num_escaped = 0
 
     def add(self, dropped: Dropped, sources: Sequence[dict[str, Any]]) -> None:
         """Count `dropped` and note `sources`."""
@@ -283,14 +291,21 @@ class Counts:
         self.examples += dropped.examples
         self.sources += sources
 
+    def take(self, tokenised: Tokenised, record: MixtureRecord) -> list[Row]:
+        """Count what tokenising a mixture dropped and escaped; its rows."""
+        self.add(tokenised.dropped, describe(record))
+        self.num_escaped += tokenised.num_escaped
+        return list(tokenised.rows)
+
     def write(self, work: Work, rows: Sequence[Row]) -> None:
         """Write `data.json`; DataError when nothing is left to train on."""
         if not rows:
             why = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "no rows"
             raise DataError(f"{work.folder.name} has nothing to train on ({why}); see its data in the recipe")
-        if work.renderer.num_escaped:
-            note = f"{work.renderer.num_escaped} special-token strings in the data were encoded as plain text"
-            work.progress.warn(note)
+        if self.num_escaped:
+            work.progress.warn(
+                f"{self.num_escaped} special-token strings in the data were encoded as plain text"
+            )
         write_json(
             work.folder.data,
             {
