@@ -62,8 +62,10 @@ def test_greedy_batch_equals_each_alone_and_hugging_face(model, renderer):
         assert found == tuple(out[0, len(request.prompt_ids) :].tolist())
 
 
-@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
-def test_recorded_log_probabilities_are_the_learners(model, renderer, dtype, mean):
+@pytest.mark.parametrize(
+    ("dtype", "mean", "largest"), [(torch.float32, 1e-5, 1e-4), (torch.bfloat16, 1e-2, 0.5)]
+)
+def test_recorded_log_probabilities_are_the_learners(model, renderer, dtype, mean, largest):
     """Closes T33, T38."""
     requests = [
         Request(renderer.prompt([Message("user", q)]), tuple(seed_of(q, i) for i in range(4)))
@@ -77,4 +79,4 @@ def test_recorded_log_probabilities_are_the_learners(model, renderer, dtype, mea
     recorded = torch.tensor([value for _, completion in pairs for value in completion.logprobs])
     difference = (learner.logprobs(batch)[batch.mask] - recorded).abs()
     assert difference.mean() < mean
-    assert difference.max() < 50 * mean
+    assert difference.max() < largest
