@@ -157,8 +157,11 @@ def test_a_key_of_another_renderer(key, tulu, build):
 
 def test_default_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("POSTTRAIN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "posttrain" / "tokenised"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "posttrain" / "tokenised"
 
 
 def test_no_rows_is_a_value_too(key, chatml):

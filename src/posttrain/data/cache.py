@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 from posttrain.data.mixture import MixtureRecord
 from posttrain.data.render import Renderer, TrainOn
 from posttrain.errors import DataError
+from posttrain.model.cache import cache_dir
 from posttrain.records import Dropped, Row
 
 CODE_VERSION = 1
@@ -63,11 +64,8 @@ class Tokenised:
 
 
 def cache_folder() -> Path:
-    """`POSTTRAIN_CACHE`/tokenised; the variable defaults to ~/.cache/posttrain."""
-    return (
-        Path(os.environ.get("POSTTRAIN_CACHE") or Path.home() / ".cache" / "posttrain").expanduser()
-        / "tokenised"
-    )
+    """Where tokenised rows are kept: beside the models."""
+    return cache_dir() / "tokenised"
 
 
 def cached_rows(

@@ -12,7 +12,7 @@ from posttrain.errors import CheckpointError
 from posttrain.records import Completion, Problem
 from posttrain.rewards.score import score_many
 from posttrain.rollout.sampler import Request, Sampling
-from posttrain.train.folder import writing
+from posttrain.train.folder import write_json, write_text, writing
 from posttrain.train.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def evaluate(
             seeds = tuple(seed_of(seed, problem.id, sample) for sample in range(samples_per_problem))
             waiting[engine.submit(Request(renderer.prompt(problem.messages), seeds), sampling)] = problem
     with writing(out):
-        _replace(out, "".join(_line(row) for row in rows))
+        write_text(out, "".join(_line(row) for row in rows))  # a kill here must not cost what was kept
         with out.open("a", encoding="utf-8") as file:
             while engine.busy:
                 for handle, completions in engine.step()[1].items():
@@ -84,14 +84,6 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all: a kill here must not cost what was kept."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _kept(out: Path, problems: Sequence[Problem], samples_per_problem: int) -> list[dict[str, Any]]:
     """Rows of problems that an earlier run finished whole; a line torn by a kill is not one."""
     if not out.is_file():
@@ -112,7 +104,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     note = out.with_name(f"{out.name}.settings.json")
     with writing(out):
         if not out.exists():
-            _replace(note, json.dumps(settings, indent=1) + "\n")
+            write_json(note, settings)
             return
         try:
             before = json.loads(note.read_text(encoding="utf-8"))

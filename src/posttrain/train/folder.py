@@ -65,14 +65,6 @@ class StageFolder:
         """Present when the stage finished."""
         return self.root / "done.json"
 
-    def rollout(self, step: int) -> Path:
-        """The rollouts of optimizer step `step` (from 1)."""
-        return self.rollouts / f"step_{step:06d}.parquet"
-
-    def checkpoint(self, step: int) -> Path:
-        """The checkpoint after optimizer step `step` (from 1)."""
-        return self.checkpoints / f"step_{step:06d}"
-
     def prepare(self) -> None:
         """Make the stage's folders. CheckpointError when that is impossible."""
         with writing(self.root):

@@ -17,6 +17,7 @@ from posttrain.data.gather import gather_problems, identity
 from posttrain.data.render import Renderer
 from posttrain.errors import CheckpointError
 from posttrain.evaluation.run import evaluate
+from posttrain.model.atomic import atomic_folder
 from posttrain.model.fingerprint import fingerprint
 from posttrain.model.load import load_model, load_tokenizer, pick_device, pick_dtype
 from posttrain.model.resolve import resolve
@@ -63,6 +64,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, folder: RunFolder, start: Path, progress: Progress) -> None:
         self.recipe, self.folder, self.start, self.progress = recipe, folder, start, progress
+        self.start_sha256 = fingerprint(start)
         self.device = pick_device(recipe.runtime.device)
         self.dtype = pick_dtype(recipe.runtime.compute_dtype, self.device)
         self.renderer = Renderer(load_tokenizer(start), recipe.chat_template)
@@ -166,7 +168,7 @@ class _Run:
         settings = self.recipe.evaluation
         common = {
             "code": CODE_VERSION,
-            "model": fingerprint(self.start),
+            "model": self.start_sha256,
             "renderer": self.renderer.fingerprint,
             "dtype": str(self.dtype),
             "seed": self.recipe.seed,
@@ -194,7 +196,7 @@ class _Run:
             name=self.recipe.name,
             recipe_hash=hashlib.sha256(text.encode()).hexdigest(),
             seed=self.recipe.seed,
-            model={"name": self.recipe.model, "source": str(self.start), "sha256": fingerprint(self.start)},
+            model={"name": self.recipe.model, "source": str(self.start), "sha256": self.start_sha256},
             stages=[
                 {"name": folder.name, "kind": kind, "key": key}
                 for folder, kind, key in zip(folders, kinds, keys, strict=True)
@@ -211,12 +213,8 @@ class _Run:
 
     def _publish(self, model: Path) -> None:
         """The last stage's model as the run's own, sharing its files where the disk allows."""
-        partial = self.folder.root / ".model.partial"
-        with writing(self.folder.model):
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(model, partial, copy_function=_link_or_copy)
-            shutil.rmtree(self.folder.model, ignore_errors=True)
-            partial.replace(self.folder.model)
+        with writing(self.folder.model), atomic_folder(self.folder.model) as partial:
+            shutil.copytree(model, partial, copy_function=_link_or_copy, dirs_exist_ok=True)
 
 
 def _refuse_other(folder: StageFolder, key: str) -> None:
