@@ -41,7 +41,12 @@ def run_tokens(monkeypatch) -> list[int]:
 
 
 def answers(engine, requests, sampling):
-    return [[(c.ids, c.logprobs, c.text) for c in group] for group in engine.generate(requests, sampling)]
+    """Through `submit` and `step`, as the server and the evaluation ask; `generate` begins afresh."""
+    handles = [engine.submit(request, sampling) for request in requests]
+    done = {}
+    while engine.busy:
+        done.update(engine.step()[1])
+    return [[(c.ids, c.logprobs, c.text) for c in done[handle]] for handle in handles]
 
 
 @pytest.mark.parametrize("sampling", [SAMPLED, GREEDY])
@@ -67,7 +72,7 @@ def test_the_common_start_is_run_once(policy, few_shot, run_tokens):
 def test_the_start_of_the_prompt_before_is_not_run_again(policy, few_shot, run_tokens):
     engine = policy.engine()
     for request in few_shot[1:3]:
-        engine.generate([request], Sampling(max_new_tokens=1))
+        answers(engine, [request], Sampling(max_new_tokens=1))
     assert run_tokens == [44, 5]
 
 
@@ -84,7 +89,7 @@ def test_a_prompt_said_again_runs_its_last_token(policy, few_shot, run_tokens):
 def test_new_weights_forget_what_was_run(policy, few_shot):
     """A prompt's keys belong to the weights that made them."""
     engine = policy.engine()
-    engine.generate(few_shot[:1], SAMPLED)
+    answers(engine, few_shot[:1], SAMPLED)
     changed = {
         name: weight + 0.05 * torch.randn_like(weight) for name, weight in policy.model.state_dict().items()
     }
@@ -92,3 +97,15 @@ def test_new_weights_forget_what_was_run(policy, few_shot):
     fresh = policy.engine()
     fresh.load(changed, version=1)
     assert answers(engine, few_shot[:1], GREEDY) == answers(fresh, few_shot[:1], GREEDY)
+
+
+def test_generate_does_not_depend_on_what_came_before(policy, few_shot, run_tokens):
+    """To the bit: a resumed run samples what the run that was stopped would have sampled."""
+    used, fresh = policy.engine(), policy.engine()
+    used.generate(few_shot[:3], SAMPLED)
+    run_tokens.clear()
+    found = used.generate(few_shot[3:6], SAMPLED)
+    in_used = list(run_tokens)
+    run_tokens.clear()
+    assert found == fresh.generate(few_shot[3:6], SAMPLED)
+    assert in_used == run_tokens

@@ -127,6 +127,7 @@ class Engine:
         """For each request, in order, one completion per seed, in order."""
         for request in requests:  # before any is queued: a refusal must leave the engine as it was
             self._refuse_impossible(request, sampling)
+        self._before = None  # the answer is that of a fresh engine to the bit, as a resumed run needs
         handles = [self.submit(request, sampling) for request in requests]
         done: dict[int, list[Completion]] = {}
         while self.busy:
@@ -228,13 +229,20 @@ class Engine:
         """Move waiting samples into the batch while rows and cache allow; draw their first tokens."""
         started: list[_Sample] = []
         fresh: list[_Prompt] = []
+        held, known = 0, 0
         while self._waiting:
             prompt = self._waiting[0]
             is_new = prompt.logits is None and prompt not in fresh
             room = self._room(prompt, started)
-            if room < 1 or (is_new and fresh and self._is_much([*fresh, prompt])):
+            if room < 1:
                 break
             if is_new:
+                held += len(prompt.request.prompt_ids)
+                known = min(known, self._known(prompt)) if fresh else self._known(prompt)
+                run = held - known * (len(fresh) + 1)
+                # too many tokens for one pass, to run or to hold
+                if fresh and (run > _PREFILL_TOKENS or held > 4 * _PREFILL_TOKENS):
+                    break
                 fresh.append(prompt)
             wanted = len(prompt.request.seeds) - prompt.next_sample
             for _ in range(min(wanted, room)):
@@ -253,11 +261,9 @@ class Engine:
             self._before = found[-1]
         return self._start(started) if started else []
 
-    def _is_much(self, fresh: Sequence[_Prompt]) -> bool:
-        """Whether the prompts are too many tokens for one pass, to run or to hold."""
-        sizes = [len(prompt.request.prompt_ids) for prompt in fresh]
-        known = [0 if self._before is None else self._before.shared_with(p.request.prompt_ids) for p in fresh]
-        return sum(sizes) - min(known) * len(fresh) > _PREFILL_TOKENS or sum(sizes) > 4 * _PREFILL_TOKENS
+    def _known(self, prompt: _Prompt) -> int:
+        """Tokens of the prompt that need not be run."""
+        return 0 if self._before is None else self._before.shared_with(prompt.request.prompt_ids)
 
     def _room(self, prompt: _Prompt, started: list[_Sample]) -> int:
         """How many more samples of `prompt` may start, were every sample to reach its limit."""
