@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from typer.core import TyperGroup
 from posttrain.cli_console import open_console
 from posttrain.cli_eval_options import (
     ChatTemplate,
-    DataFolder,
+    DataChoice,
     Device,
     Dtype,
     JudgeSpec,
@@ -83,7 +84,7 @@ def evaluate(
     task: TaskList = None,
     skip: Skip = None,
     preset: PresetName = None,
-    data: DataFolder = None,
+    data: DataChoice = None,
     limit: Limit = None,
     judge: JudgeSpec = None,
     problems: Problems = None,
@@ -122,7 +123,7 @@ def evaluate(
         return
     _refuse(of_problems, "goes with --problems; a benchmark's settings are those of its --preset")
     chosen, tasks = _tasks(suite, task, skip, preset)
-    order = {"data": _data(data), "suite": chosen, "limit": limit, "judge": judge, "seed": seed}
+    order = {"data": _data(data, *tasks), "suite": chosen, "limit": limit, "judge": judge, "seed": seed}
     order["out"] = out or Path("eval") / Path(model).name / tasks[0].preset
     _allow(unsafe_execution)
     _on_benchmarks(model, tasks, order, {name: value for name, value in subject.items() if value})
@@ -134,14 +135,14 @@ def show_prompt(
     num: Annotated[int, typer.Option("--n", min=1, help="Documents to show.")] = 1,
     model: Annotated[str, typer.Option(help="Whose chat template and tokens.")] = _BUILTIN_MODEL,
     preset: PresetName = None,
-    data: DataFolder = None,
+    data: DataChoice = None,
     chat_template: ChatTemplate = None,
 ) -> None:
     """Print the exact text and the token ids that a model reads."""
     from posttrain.evaluation.registry import find_preset, open_task
 
     opened = open_task(task, None if preset is None else find_preset(preset))
-    folder = _data(data)
+    folder = _data(data, opened)
     from posttrain.evaluation.show import show_prompts
     from posttrain.evaluation.subject import Subject
 
@@ -173,7 +174,7 @@ def score(
         Path, typer.Option("--in", help='.jsonl rows {"id": ..., "output": text or list of texts}.')
     ],
     preset: PresetName = None,
-    data: DataFolder = None,
+    data: DataChoice = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where each document's score goes, as JSON lines.")
     ] = None,
@@ -186,8 +187,9 @@ def score(
     opened = open_task(task, None if preset is None else find_preset(preset))
     if not in_path.is_file():
         raise DataError(f"there is no file {in_path}")
-    folder = _data(data)
+    folder = _data(data, opened, prompts=False)
     from posttrain.evaluation.judges.judge import open_judge
+    from posttrain.evaluation.preflight import data_sources
     from posttrain.evaluation.scoring import score_file, summary, write_scored
 
     _allow(unsafe_execution)
@@ -198,7 +200,8 @@ def score(
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         write_scored(out, scoring.scored)
-    _print_json(summary(scoring.result))
+    sources = data_sources(opened, folder)
+    _print_json(summary(scoring.result) | ({"data_sources": sources} if sources else {}))
 
 
 def _on_problems(model: str, problems: str, **settings: Any) -> None:
@@ -255,10 +258,12 @@ def _allow(unsafe_execution: bool) -> None:
         os.environ[UNSAFE_VARIABLE] = "1"
 
 
-def _data(folder: Path | None) -> Path:
-    if folder is None:
-        raise DataError("no data folder is given; give --data, or set POSTTRAIN_DATA to it")
-    return folder
+def _data(choice: str | None, *tasks: Task, prompts: bool = True) -> Path:
+    """The folder that the tasks' data are in."""
+    from posttrain.evaluation.hub import open_data
+
+    say = partial(open_console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
+    return open_data(choice, tasks, say, prompts=prompts)
 
 
 def _one_of(options: Mapping[str, object]) -> str:

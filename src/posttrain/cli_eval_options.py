@@ -33,10 +33,13 @@ PresetName = Annotated[
         "--preset", help="tulu3-2024-11 (if not given) or tulu31-2025-02.", rich_help_panel=_BENCHMARKS
     ),
 ]
-DataFolder = Annotated[
-    Path | None,
+DataChoice = Annotated[
+    str | None,
     typer.Option(
-        "--data", envvar="POSTTRAIN_DATA", help="The folder of benchmark data.", rich_help_panel=_BENCHMARKS
+        "--data",
+        envvar="POSTTRAIN_DATA",
+        help="The folder of benchmark data; hub, if not given; or hub:FOLDER, FOLDER for what is on no hub.",
+        rich_help_panel=_BENCHMARKS,
     ),
 ]
 Limit = Annotated[

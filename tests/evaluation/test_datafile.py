@@ -45,6 +45,11 @@ def test_csv_keeps_text_and_long_fields(tmp_path):
     assert read_data(tmp_path, "x.csv") == [{"id": "1", "prompt": 'a, "b"\nc'}, {"id": "2", "prompt": long}]
 
 
+def test_tabs_separate_where_the_name_says_so(tmp_path):
+    put(tmp_path, "x.tsv", 'id\tnames\n1\t"[""a"", ""b, c""]"\n')
+    assert read_data(tmp_path, "x.tsv") == [{"id": "1", "names": '["a", "b, c"]'}]
+
+
 def test_an_object_that_is_the_whole_file_is_one_row(tmp_path):
     put(tmp_path, "x.json", '{"a": "b"}')
     assert read_data(tmp_path, "x.json") == [{"a": "b"}]

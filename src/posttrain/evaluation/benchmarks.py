@@ -204,6 +204,7 @@ def _result(
         "notes": list(scoring.result.notes),
         "limit": {"asked": order.limit, "documents": len(one.documents)} if limited else None,
         "data": dict(one.data_sha256),
+        "data_sources": dict(one.data_sources),
         "model": {"name": subject.name, **subject.identity},
         "seed": order.seed,
         "decoding": asdict(task.decoding) if task.decoding else None,

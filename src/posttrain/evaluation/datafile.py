@@ -1,4 +1,4 @@
-"""A benchmark's rows, read from the data folder: JSON lines, JSON or CSV, gzipped or not."""
+"""A benchmark's rows, read from the data folder: JSON lines, JSON, CSV or tab-separated, gzipped or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from posttrain.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".csv")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _FIELD_CHARACTERS = 1 << 24
 """Longest CSV field; the csv module's own limit is 128 KiB, which some prompts pass."""
 
@@ -52,6 +52,33 @@ def data_sha256(data: Path, relative: str) -> str:
     return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
+def data_source(data: Path, relative: str) -> dict[str, Any] | None:
+    """Where the hub's data came from that `read_data` reads: id, revision (a commit), sha256 of the files there.
+
+    None for a file that is not there, not the hub's, or not as it was made from it.
+    """
+    try:
+        record = read_record(find_data(data, relative))
+    except DataError:
+        return None
+    return record and {name: record[name] for name in ("id", "revision", "files")}
+
+
+def record_path(path: Path) -> Path:
+    """Where it is written down what the data file at `path` was made of, if it was made."""
+    return path.with_name(f"{path.name}.source.json")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What the data file at `path` was made of; None when that is not known, or the file was changed since."""
+    try:
+        record = json.loads(record_path(path).read_bytes())
+        is_whole = record["sha256"] == data_sha256(path.parent, path.name)
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None
+    return record if is_whole else None
+
+
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
@@ -66,8 +93,8 @@ def _rows(path: Path, size: int, modified: int) -> tuple[dict[str, Any], ...]:
         rows = _json_lines(path, text)
     elif kind.endswith(".json"):
         rows = _json(path, text)
-    elif kind.endswith(".csv"):
-        rows = _csv(path, text)
+    elif kind.endswith((".csv", ".tsv")):
+        rows = _csv(path, text, delimiter="," if kind.endswith(".csv") else "\t")
     else:
         raise DataError(f"{path}: data files end in {', '.join(SUFFIXES)}, or these with .gz")
     if not rows:
@@ -102,10 +129,10 @@ def _json(path: Path, text: str) -> list[dict[str, Any]]:
     return [_row(row, f"{path} row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _csv(path: Path, text: str) -> list[dict[str, Any]]:
+def _csv(path: Path, text: str, *, delimiter: str) -> list[dict[str, Any]]:
     limit = csv.field_size_limit(_FIELD_CHARACTERS)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = list(reader)
     except csv.Error as error:
         raise DataError(f"{path}: not valid CSV ({error}); download it again") from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from posttrain.data.render import Renderer
 from posttrain.errors import CheckpointError, DataError, RecipeError
-from posttrain.evaluation.datafile import data_sha256, find_data
+from posttrain.evaluation.datafile import data_sha256, data_source, find_data
 from posttrain.evaluation.generation import CONTEXT_TOKENS
 from posttrain.evaluation.judges.judge import judge_needed
 from posttrain.evaluation.prompting import render, render_continuations
@@ -35,6 +35,8 @@ class Ready:
     """Those to run."""
     data_sha256: Mapping[str, str]
     """Of each data file the task needs."""
+    data_sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of those that are the hub's: id, revision, sha256 of its files."""
 
     @property
     def num_samples(self) -> int:
@@ -88,6 +90,12 @@ def check_disk(ready: Sequence[Ready], out: Path, data: Path) -> None:
         )
 
 
+def data_sources(task: Task, data: Path) -> dict[str, dict[str, Any]]:
+    """Where the hub's files among the task's are from, by path below the data folder."""
+    found = {relative: data_source(data, relative) for relative in task.needs.files}
+    return {relative: source for relative, source in found.items() if source is not None}
+
+
 def _missing_data(task: Task, data: Path) -> str:
     for relative in task.needs.files:
         try:
@@ -104,7 +112,9 @@ def _ready(task: Task, data: Path, limit: int | None) -> Ready:
             f"{task.name}: two documents have the same id; its data files are not the published ones"
         )
     hashes = {relative: data_sha256(data, relative) for relative in task.needs.files}
-    return Ready(task, tuple(documents), tuple(sample_evenly(documents, limit)), hashes)
+    return Ready(
+        task, tuple(documents), tuple(sample_evenly(documents, limit)), hashes, data_sources(task, data)
+    )
 
 
 def _row_bytes(ready: Ready, data: Path) -> int:

@@ -37,7 +37,8 @@ TEST = "math/test.jsonl.gz"
 EXEMPLARS = "fewshot/math_minerva4.json"
 NEEDS = Needs(files=(TEST, EXEMPLARS))
 DEVIATIONS = (
-    "The problems are a copy that may be lightly cleaned: no solution holds `\\fbox`, or `\\boxed` and a space.",
+    "The data folder's problems are a copy that may be lightly cleaned: no solution holds `\\fbox`, or `\\boxed` and "
+    "a space.",
     "sympy's five seconds for a comparison are of this machine's time; a pair that overruns is tried twice.",
 )
 

@@ -30,8 +30,8 @@ EXEMPLARS = "fewshot/popqa16.json"
 NEEDS = Needs(files=(TEST, EXEMPLARS))
 DECODING = Decoding(max_new_tokens=15, stop=("\n\n",))
 SUBSET = (
-    "The questions are a subset, 2,830 of the 14,267 behind the cards, so the figure does not compare with theirs; "
-    "two models on the same subset compare with each other.",
+    "The data folder's questions are a subset, 2,830 of the 14,267 behind the cards, so their figure does not compare "
+    "with the cards'; two models on the same subset compare with each other. The hub's are all of them.",
 )
 THREE_SHOT = (
     "No public configuration has this card's row: it is read as the 15-shot task with its first three exemplars.",
