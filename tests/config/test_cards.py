@@ -14,6 +14,7 @@ from posttrain.config.chain import reward_model_of, start_of
 from posttrain.config.load import load_recipe
 from posttrain.config.plan import missing_files, plan
 from posttrain.config.recipe import Recipe
+from posttrain.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
 FAMILY = (
@@ -89,6 +90,32 @@ def test_tulu_3_1_sizes_that_follow() -> None:
     assert 1920 * grpo.completions_per_step == 1_474_560
     assert (grpo.num_steps, grpo.num_updates) == (13_020, 26_040)
     assert 1920 % grpo.save_every_steps == 0
+
+
+def test_tulu_3_1_is_measured_and_picked_as_its_card_says() -> None:
+    """30 evaluations on 16 rows of the training data; step 1,920, episode 1,474,560, is the published checkpoint."""
+    stage, measure = recipe("tulu3.1-8b").stages[0], recipe("tulu3.1-8b").stages[0].measure
+    assert measure is not None and measure.evaluation is not None
+    steps = measure.steps(stage.settings.num_steps)
+    assert (len(steps), steps[0], steps[-1]) == (30, 13_020 // 30, 13_020)
+    assert hubs([measure.evaluation.problems]) == [
+        ("allenai/RLVR-GSM-MATH-IF-Mixed-Constraints", "train", 16)
+    ]
+    assert (measure.evaluation.max_new_tokens, measure.evaluation.temperature) == (2048, 1.0)
+    assert measure.keep * stage.settings.completions_per_step == 1_474_560
+    assert measure.keep % stage.settings.save_every_steps == 0
+
+
+@pytest.mark.parametrize(("name", "stage"), [("olmo2-13b", 3), ("olmo2-13b-rlvr", 0)])
+def test_olmo_2_13b_step_360_can_be_the_result_with_the_batch_of_the_scripts(name: str, stage: int) -> None:
+    """Not with the card's, which has 195 steps; the overrides are those that the recipe's comment gives."""
+    path = ROOT / "recipes" / f"{name}.yaml"
+    overrides = [f"stages.{stage}.ppo.prompts_per_step=248", f"stages.{stage}.measure.keep=360"]
+    assert " ".join(overrides) in path.read_text()
+    picked = load_recipe(path, overrides).stages[stage]
+    assert picked.measure is not None and picked.measure.keep == 360 <= picked.settings.num_steps == 403
+    with pytest.raises(RecipeError, match="keep is 360, and the stage has only 195 steps"):
+        load_recipe(path, overrides[1:])
 
 
 def test_olmo_2_13b_as_its_card_says() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import random
+import runpy
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +28,17 @@ from posttrain.runtime.local import LocalLearner
 from posttrain.train.progress import Progress, Track
 
 CPU = torch.device("cpu")
+IMPORTED_ONCE = [
+    "posttrain.train.run",
+    "posttrain.rewards",
+    "pyarrow.parquet",
+    "torch._dynamo",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation",
+]
+"""By the process that the killed ones are forked from; it starts no thread."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -340,6 +355,27 @@ def recipe_files(talker_dir, tmp_path_factory) -> Path:
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     return folder
+
+
+@pytest.fixture(scope="session")
+def kill():
+    """Starts the recipe in a fresh process, which must end by its own SIGKILL at `moment`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
+
+    def run(recipe: Path, overrides: list[str], moment: str, stage: str) -> None:
+        case = {"recipe": recipe, "overrides": overrides, "moment": moment, "stage": stage}
+        case["cache"] = os.environ["POSTTRAIN_CACHE"]  # the fork server has an older environment
+        process = context.Process(
+            target=runpy.run_path,
+            args=(str(Path(__file__).with_name("killed_run.py")),),
+            kwargs={"init_globals": {"case": case}},
+        )
+        process.start()
+        process.join(timeout=120)
+        assert process.exitcode == -signal.SIGKILL, f"{stage} was not killed: {moment}"
+
+    return run
 
 
 @pytest.fixture(scope="session")

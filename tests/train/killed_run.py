@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from posttrain.config.load import load_recipe
+from posttrain.evaluation import run as evaluation
 from posttrain.train import checkpoint, metrics, run, work
 from posttrain.train.folder import StageFolder
 
@@ -68,7 +69,24 @@ def before(owner: object, name: str, *, after: bool = False) -> None:
     setattr(owner, name, patched)
 
 
+def in_measurement() -> None:
+    """Six problems are answered and not all of them are written: the second of four, at the second step."""
+    answered = 0
+    original = evaluation._scored
+
+    def patched(problem, completions):
+        nonlocal answered
+        answered += 1
+        if answered == 6:
+            die()
+        return original(problem, completions)
+
+    evaluation._scored = patched
+
+
 MOMENTS = {
+    "in a measurement": in_measurement,
+    "before its line": lambda: before(metrics.MetricsLog, "write"),
     "after step 5": lambda: after_step(5),
     "in a checkpoint": in_checkpoint,
     "rollouts written": lambda: before(work, "write_rollouts", after=True),
@@ -80,5 +98,6 @@ MOMENTS = {
 if __name__ == "<run_path>":
     os.environ["POSTTRAIN_CACHE"] = case["cache"]
     MOMENTS[case["moment"]]()
+    metrics.MetricsLog.__repr__ = lambda self: f"MetricsLog({self.path})"
     checkpoint.Checkpoints.__repr__ = lambda self: f"Checkpoints({self.folder})"
     run.run(load_recipe(case["recipe"], case["overrides"]), console=Console(file=io.StringIO()))

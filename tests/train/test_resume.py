@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import runpy
-import signal
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -15,38 +11,7 @@ import torch
 
 from posttrain.train.checkpoint import Checkpoints
 
-DRIVER = Path(__file__).with_name("killed_run.py")
 VARY = ("time/", "throughput/", "memory/")
-IMPORTED_ONCE = [
-    "posttrain.train.run",
-    "posttrain.rewards",
-    "pyarrow.parquet",
-    "torch._dynamo",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-    "transformers.generation",
-]
-"""By the process that the killed ones are forked from; it starts no thread."""
-
-
-@pytest.fixture(scope="module")
-def kill():
-    """Starts the recipe in a fresh process, which must end by its own SIGKILL at `moment`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED_ONCE)
-
-    def run(recipe: Path, overrides: list[str], moment: str, stage: str) -> None:
-        case = {"recipe": recipe, "overrides": overrides, "moment": moment, "stage": stage}
-        case["cache"] = os.environ["POSTTRAIN_CACHE"]  # the fork server has an older environment
-        process = context.Process(
-            target=runpy.run_path, args=(str(DRIVER),), kwargs={"init_globals": {"case": case}}
-        )
-        process.start()
-        process.join(timeout=120)
-        assert process.exitcode == -signal.SIGKILL, f"{stage} was not killed: {moment}"
-
-    return run
 
 
 def metrics_of(stage: Path) -> list[dict]:

@@ -190,6 +190,11 @@ class Evaluation(Part):
         default=0, description="Seed of the samples, the same after every stage so that scores compare."
     )
 
+    @property
+    def used(self) -> slice:
+        """Which of the source's problems are answered."""
+        return slice(0, self.num_problems)
+
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
         if self.temperature == 0 and self.samples_per_problem > 1:

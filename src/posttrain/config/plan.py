@@ -9,6 +9,7 @@ from pathlib import Path
 from posttrain.config.chain import model_names
 from posttrain.config.dpo import DPO
 from posttrain.config.grpo import GRPO
+from posttrain.config.measure import Measure
 from posttrain.config.parts import Rejection, Source
 from posttrain.config.ppo import PPO
 from posttrain.config.recipe import Recipe
@@ -42,6 +43,15 @@ def plan(recipe: Recipe) -> list[StagePlan]:
     return [_stage(stage, recipe.stage_folder(index)) for index, stage in enumerate(recipe.stages)]
 
 
+def measured(recipe: Recipe) -> list[tuple[str, str]]:
+    """For each stage that is measured while it trains: its folder, and when, on what and for what, in words."""
+    return [
+        (recipe.stage_folder(index), _measured(stage, stage.measure))
+        for index, stage in enumerate(recipe.stages)
+        if stage.measure is not None
+    ]
+
+
 def missing_files(recipe: Recipe) -> list[str]:
     """One sentence for each local file that the recipe names and that is not there."""
     named = [
@@ -52,6 +62,15 @@ def missing_files(recipe: Recipe) -> list[str]:
     ]
     if recipe.evaluation is not None:
         named.append(("evaluation.problems.path", recipe.evaluation.problems.path))
+    for i, stage in enumerate(recipe.stages):
+        measure = stage.measure
+        if measure is not None and measure.evaluation is not None:
+            at = f"stages.{i}.measure.evaluation.problems.path"
+            named.append((at, measure.evaluation.problems.path))
+        if measure is not None and measure.benchmarks is not None:
+            data = measure.benchmarks.data
+            folder = None if data is None or data == "hub" else data.removeprefix("hub:")
+            named.append((f"stages.{i}.measure.benchmarks.data", folder))
     if recipe.chat_template is not None and recipe.chat_template.endswith(".jinja"):
         named.append(("chat_template", recipe.chat_template))
     models = {"model": recipe.model} | model_names(recipe.stages)
@@ -89,6 +108,34 @@ def _stage(stage: Stage, folder: str) -> StagePlan:
             completions * settings.inner_epochs * longest * learners,
         )
     return _supervised(settings, folder, stage.kind, reads)
+
+
+def _measured(stage: Stage, measure: Measure) -> str:
+    size = stage.settings if isinstance(stage.settings, GRPO | PPO) else None
+    kept = "the best of them" if measure.keep == "best" else f"{measure.keep}"
+    if isinstance(measure.keep, int):
+        episode = "" if size is None else f" (episode {measure.keep * size.completions_per_step:,})"
+        kept = f"step {measure.keep:,}{episode}"
+    on = []
+    if (evaluation := measure.evaluation) is not None:
+        number = "all" if evaluation.num_problems is None else f"{evaluation.num_problems:,}"
+        on.append(f"{number} problems of {evaluation.problems.label}")
+    if (benchmarks := measure.benchmarks) is not None:
+        limit = "" if benchmarks.limit is None else f" ({benchmarks.limit:,} documents each)"
+        on.append(", ".join(benchmarks.tasks) + limit)
+    if not on:
+        return f"kept: {kept}"
+    return f"{_when(measure, None if size is None else size.num_steps)}, on {' and '.join(on)}; kept: {kept}"
+
+
+def _when(measure: Measure, num_steps: int | None) -> str:
+    """`at 30 steps: 434, 868, ... 13,020`, as far as the recipe says."""
+    if num_steps is None:
+        often = f"every {measure.every_steps:,} steps" if measure.every_steps else f"{measure.times:,} times"
+        return f"{often}{' and at the start' * measure.at_start}"
+    steps = [f"{step:,}" for step in measure.steps(num_steps)]
+    shown = steps if len(steps) <= 5 else [*steps[:2], "...", steps[-1]]
+    return f"at {len(steps)} step{'s' * (len(steps) > 1)}: {', '.join(shown)}"
 
 
 def _supervised(settings: SFT | DPO | RewardModel, folder: str, kind: str, reads: str) -> StagePlan:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from posttrain.config.chain import folder_name, model_names
 from posttrain.config.lora import LoRA
-from posttrain.config.parts import Evaluation, FolderName, Part, Runtime, Seed, Text, broken_rule
+from posttrain.config.parts import Evaluation, FolderName, Part, Runtime, Seed, Source, Text, broken_rule
 from posttrain.config.stages import Stage
 
 
@@ -89,16 +89,31 @@ class Recipe(Part):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but probably not meant, one sentence each."""
-        if self.evaluation is None:
-            return ()
-        held_out = self.evaluation.problems
-        shared = [
+        found = []
+        if self.evaluation is not None and (shared := self._trained_on(self.evaluation.problems)):
+            found.append(f"evaluation.problems is also trained on in {shared}, so its score says little")
+        for index, stage in enumerate(self.stages):
+            measure = stage.measure
+            if measure is None or measure.keep != "best" or measure.evaluation is None:
+                continue
+            at = f"stages.{index}.measure.evaluation"
+            if self.evaluation is not None and measure.evaluation.overlaps(self.evaluation):
+                found.append(
+                    f"{at} has problems of evaluation, so the score that is reported is of the step it was "
+                    "chosen for, and too high; choose by others, or set skip_problems"
+                )
+            if shared := self._trained_on(measure.evaluation.problems):
+                found.append(
+                    f"{at}.problems is also trained on in {shared}, so it chooses what was memorised"
+                )
+        return tuple(found)
+
+    def _trained_on(self, problems: Source) -> str:
+        """The keys under which the source of `problems` is trained on."""
+        return ", ".join(
             f"stages.{index}.{key}"
             for index, stage in enumerate(self.stages)
             for key, sources in stage.sources
             if not key.endswith("heldout")
-            and any((s.place, s.split) == (held_out.place, held_out.split) for s in sources)
-        ]
-        if not shared:
-            return ()
-        return (f"evaluation.problems is also trained on in {', '.join(shared)}, so its score says little",)
+            and any((s.place, s.split) == (problems.place, problems.split) for s in sources)
+        )

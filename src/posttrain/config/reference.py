@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from posttrain.config.dpo import DPO
 from posttrain.config.grpo import GRPO
 from posttrain.config.lora import LoRA
+from posttrain.config.measure import Benchmarks, Measure, Selection
 from posttrain.config.mistakes import shown
 from posttrain.config.parts import Evaluation, Part, Rejection, Runtime, Source
 from posttrain.config.ppo import PPO
@@ -27,6 +28,9 @@ TABLES: dict[str, type[Part]] = {
     "evaluation": Evaluation,
     "lora": LoRA,
     "stages.N": Stage,
+    "stages.N.measure": Measure,
+    "stages.N.measure.evaluation": Selection,
+    "stages.N.measure.benchmarks": Benchmarks,
     "stages.N.sft": SFT,
     "stages.N.dpo": DPO,
     "stages.N.reward_model": RewardModel,

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from posttrain.config.dpo import DPO
 from posttrain.config.grpo import GRPO
 from posttrain.config.lora import LoRA
+from posttrain.config.measure import Measure
 from posttrain.config.parts import (
     FolderName,
     Part,
@@ -40,6 +41,11 @@ class Stage(Part):
         default=None,
         description="Train adapters in place of all weights; null takes the recipe's `lora`.",
     )
+    measure: Measure | None = Field(
+        default=None,
+        description="What is measured while it trains, and which step is its result; null measures nothing and "
+        "keeps the last.",
+    )
     sft: SFT | None = Field(default=None, description="Supervised fine-tuning.")
     dpo: DPO | None = Field(default=None, description="Direct preference optimization.")
     reward_model: RewardModel | None = Field(
@@ -61,6 +67,21 @@ class Stage(Part):
             raise broken_rule(
                 kinds[-1] if kinds else "",
                 f"a stage is one of {', '.join(KINDS[:-1])} or {KINDS[-1]}, and this one {found}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.measure is None:
+            return self
+        if self.reward_model is not None:
+            raise broken_rule(
+                "measure", "a reward model answers no problems; heldout_every_steps scores pairs instead"
+            )
+        settings, keep = self.settings, self.measure.keep
+        if isinstance(settings, GRPO | PPO) and isinstance(keep, int) and keep > settings.num_steps:
+            raise broken_rule(
+                "measure", f"measure.keep is {keep}, and the stage has only {settings.num_steps} steps"
             )
         return self
 

@@ -16,7 +16,7 @@ from posttrain.evaluation.outputs import RawRow, match_outputs
 from posttrain.evaluation.preflight import Ready, check_disk, check_prompts, check_sandbox, check_tasks
 from posttrain.evaluation.results import LIMITED, ResultsFolder, write_results
 from posttrain.evaluation.scoring import Scoring, ask_judge, score_outputs, summary, write_scored
-from posttrain.evaluation.task import Task
+from posttrain.evaluation.task import Metric, Task
 from posttrain.train.folder import write_json
 from posttrain.train.progress import Progress
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from posttrain.evaluation.judges.judge import Judge
-    from posttrain.evaluation.subject import Subject
+    from posttrain.evaluation.subject import Measurable, Subject
     from posttrain.evaluation.suite import Suite
 
 
@@ -83,15 +83,25 @@ def evaluate_benchmarks(prepared: Prepared, subject: Subject, console: Console) 
             _generate(one, order, subject, journals[one.task.name], progress)
             seconds[one.task.name] = time.monotonic() - started
             if not isinstance(one.task, JudgedTask):
-                _score(one, order, subject, folder, None, seconds[one.task.name], progress)
+                scoring = _score(one, order, subject, folder, None, seconds[one.task.name], progress)
+                _say(one.task, scoring, progress)
         subject.release()
         for one in ready:
             if isinstance(one.task, JudgedTask):
-                _score(one, order, subject, folder, prepared.judge, seconds[one.task.name], progress)
+                judge, spent = prepared.judge, seconds[one.task.name]
+                _say(one.task, _score(one, order, subject, folder, judge, spent, progress), progress)
     return write_results(folder, order.suite)
 
 
-def _journal(one: Ready, order: Order, subject: Subject, folder: ResultsFolder) -> Journal:
+def evaluate_task(one: Ready, order: Order, subject: Measurable, progress: Progress) -> Metric:
+    """One benchmark without a judge, into `order.out`, where what is there is kept; its primary metric."""
+    folder, started = ResultsFolder(order.out), time.monotonic()
+    _generate(one, order, subject, _journal(one, order, subject, folder), progress)
+    scoring = _score(one, order, subject, folder, None, time.monotonic() - started, progress)
+    return scoring.result.metrics[one.task.primary]
+
+
+def _journal(one: Ready, order: Order, subject: Measurable, folder: ResultsFolder) -> Journal:
     """The task's journal; the settings are all that an output depends on besides the document."""
     settings = {
         "task": one.task.name,
@@ -104,7 +114,7 @@ def _journal(one: Ready, order: Order, subject: Subject, folder: ResultsFolder) 
     return Journal(folder.outputs(one.task.name), settings)
 
 
-def _generate(one: Ready, order: Order, subject: Subject, journal: Journal, progress: Progress) -> None:
+def _generate(one: Ready, order: Order, subject: Measurable, journal: Journal, progress: Progress) -> None:
     samples = one.task.decoding.samples if one.task.decoding else 1
     with journal:
         done = finished_samples(journal, one.chosen, samples)
@@ -139,12 +149,12 @@ def _generate(one: Ready, order: Order, subject: Subject, journal: Journal, prog
 def _score(
     one: Ready,
     order: Order,
-    subject: Subject,
+    subject: Measurable,
     folder: ResultsFolder,
     judge: Judge | None,
     seconds: float,
     progress: Progress,
-) -> None:
+) -> Scoring:
     task, lines = one.task, _lines(one, folder)
     rows = match_outputs(lines, one.chosen)
     judgements = None
@@ -158,11 +168,15 @@ def _score(
         "seconds": round(seconds, 3),
     }
     write_json(folder.result(task.name), result)
+    return scoring
+
+
+def _say(task: Task, scoring: Scoring, progress: Progress) -> None:
+    """The card's number, for whoever waits."""
     progress.console.print(_line(task, scoring), markup=False, highlight=False)
 
 
 def _line(task: Task, scoring: Scoring) -> str:
-    """The card's number, for whoever waits."""
     metric = scoring.result.metrics.get(task.primary)
     if metric is None:
         return f"{task.title}: no {task.primary} from {scoring.result.n:,} documents"
@@ -192,7 +206,7 @@ def _notes(one: Ready, order: Order) -> list[str]:
 
 
 def _result(
-    one: Ready, order: Order, subject: Subject, scoring: Scoring, lines: Sequence[RawRow]
+    one: Ready, order: Order, subject: Measurable, scoring: Scoring, lines: Sequence[RawRow]
 ) -> dict[str, Any]:
     task, limited = one.task, len(one.chosen) < len(one.documents)
     return {

@@ -18,9 +18,9 @@ from posttrain.train.seeds import seed_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from posttrain.config.parts import Source
+    from posttrain.config.parts import Evaluation, Source
     from posttrain.rollout.engine import Engine
-    from posttrain.train.progress import Track
+    from posttrain.train.progress import Progress, Track
 
 
 def evaluate(
@@ -59,6 +59,33 @@ def evaluate(
                     track.advance(1, tokens=sum(row["num_tokens"] for row in fresh))
     place = {problem.id: number for number, problem in enumerate(problems)}
     return sorted(rows, key=lambda row: (place[row["problem_id"]], row["sample"]))
+
+
+def answer(
+    engine: Engine,
+    renderer: Renderer,
+    problems: Sequence[Problem],
+    settings: Evaluation,
+    *,
+    out: Path,
+    progress: Progress,
+    label: str,
+) -> list[dict[str, Any]]:
+    """`evaluate` on a recipe's `settings`, with a bar called `label`; `problems` are all of its source."""
+    used = problems[settings.used]
+    with progress.track(label, len(used), unit="problems") as track:
+        rows = evaluate(
+            engine,
+            renderer,
+            used,
+            sampling=Sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens),
+            samples_per_problem=settings.samples_per_problem,
+            seed=settings.seed,
+            out=out,
+            track=track,
+        )
+        track.advance(0, metrics={"score": sum(row["value"] for row in rows) / len(rows)})
+    return rows
 
 
 def _scored(problem: Problem, completions: Sequence[Completion]) -> list[dict[str, Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from posttrain.data.render import Renderer
+from posttrain.errors import RecipeError
 from posttrain.model.fingerprint import fingerprint
 from posttrain.model.load import load_model, load_tokenizer, pick_device, pick_dtype
 from posttrain.model.resolve import resolve
@@ -13,6 +16,60 @@ from posttrain.model.resolve import resolve
 if TYPE_CHECKING:
     from posttrain.rollout.engine import Engine
     from posttrain.runtime.local import FrozenScorer
+
+
+class Measurable(Protocol):
+    """What a benchmark is run on."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
+
+    @property
+    def renderer(self) -> Renderer:
+        """Its chat template and tokenizer."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the outputs depend on besides the task, as JSON."""
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """Positions the model was made for."""
+        ...
+
+    @property
+    def engine(self) -> Engine:
+        """Generates, with the weights loaded."""
+        ...
+
+    @property
+    def scorer(self) -> FrozenScorer:
+        """Gives exact log-probabilities."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModel:
+    """The model whose weights an engine holds right now, such as the half-trained one of a stage."""
+
+    name: str
+    engine: Engine
+    renderer: Renderer
+    identity: Mapping[str, Any]
+
+    @property
+    def context_tokens(self) -> int:
+        """Positions the model was made for."""
+        return self.engine.max_positions
+
+    @property
+    def scorer(self) -> FrozenScorer:
+        """There is none: an engine generates. RecipeError."""
+        raise RecipeError(f"{self.name} is measured by its sampling engine, which gives no log-probabilities")
 
 
 class Subject:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked when read, the last one picked."""
+"""Checkpoints: written whole or not at all, checked when read; to go on from, or to pick one of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STATE, _SEAL = "state.pt", "seal.json"
 
 
 class Checkpoints:
-    """A stage's `checkpoints/` folder.
+    """A stage's `checkpoints/` folder, or the one of the weights it keeps.
 
     `every` steps between checkpoints (None: none are written); the last `keep` are kept. A checkpoint is one
     file of tensors and plain values plus a seal with its sha256, in a folder that appears under its name only
@@ -38,16 +38,16 @@ class Checkpoints:
         if not found:
             return None
         step, path = found[-1]
-        try:
-            seal = json.loads((path / _SEAL).read_text())
-            if _sha256(path / _STATE) != seal["sha256"]:
-                raise ValueError("its content does not match its checksum")
-            return step, torch.load(path / _STATE, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            earlier = f"step {found[-2][0]}" if len(found) > 1 else "the stage's start"
-            raise CheckpointError(
-                f"the checkpoint {path} is damaged ({error}); delete it to go on from {earlier}"
-            ) from error
+        earlier = f"step {found[-2][0]}" if len(found) > 1 else "the stage's start"
+        return step, _read(path, f"delete it to go on from {earlier}")
+
+    def load_step(self, step: int) -> dict[str, Any]:
+        """State of the checkpoint after `step`; CheckpointError when it is missing or damaged."""
+        return _read(self._path(step), f"delete {self.folder.parent} to train that stage again")
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint after `step`."""
+        return self._path(step).is_dir()
 
     def save_if_due(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Write `state()` when `step` (from 1) is a multiple of `every`."""
@@ -56,7 +56,7 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write `state` as the checkpoint after `step`; older ones beyond `keep` go."""
-        path = self.folder / f"step_{step:06d}"
+        path = self._path(step)
         with writing(path):
             with atomic_folder(path) as folder:
                 _write(state, folder / _STATE)
@@ -64,13 +64,34 @@ class Checkpoints:
             for _, old in self._found()[: -self.keep]:
                 shutil.rmtree(old)
 
+    def drop_others(self, step: int) -> None:
+        """Remove all but the checkpoint after `step`."""
+        for number, old in self._found():
+            if number != step:
+                shutil.rmtree(old)
+
     def clear(self) -> None:
         """Remove all of them, partial ones too; the finished stage's model replaces them."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}"
+
     def _found(self) -> list[tuple[int, Path]]:
         numbered = ((path.name.removeprefix("step_"), path) for path in self.folder.glob("step_*"))
         return sorted((int(number), path) for number, path in numbered if number.isdigit())
+
+
+def _read(path: Path, remedy: str) -> dict[str, Any]:
+    """The state in the checkpoint folder `path`, proved against its seal."""
+    try:
+        seal = json.loads((path / _SEAL).read_text())
+        if _sha256(path / _STATE) != seal["sha256"]:
+            raise ValueError("its content does not match its checksum")
+        state: dict[str, Any] = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        return state
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint {path} is damaged ({error}); {remedy}") from error
 
 
 def _write(state: dict[str, Any], path: Path) -> None:

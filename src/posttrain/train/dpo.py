@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from posttrain.config.dpo import DPO
-    from posttrain.runtime.learner import Learner, Scorer
+    from posttrain.runtime.learner import Learner, LossFn, Scorer
+    from posttrain.train.measurements import Measurements
     from posttrain.train.progress import Track
 
 
@@ -84,6 +85,23 @@ def measure_reference_point(
     return float(reference_point(total[None], every, num_rows=len(rows)))
 
 
+def step_loss(
+    learner: Learner,
+    cfg: DPO,
+    num_pairs: int,
+    others: Sequence[Pair],
+    references: dict[str, float] | None,
+    *,
+    max_tokens: int,
+) -> LossFn:
+    """The loss of a step of `num_pairs`; kto's has its reference point measured on `others`."""
+    if cfg.loss != "kto":
+        return partial(preference_loss, cfg=cfg, num_pairs=num_pairs)
+    assert references is not None
+    point = measure_reference_point(learner, others, references, max_tokens=max_tokens)
+    return partial(preference_loss, cfg=cfg, num_pairs=num_pairs, reference_point_nats=point)
+
+
 def num_steps(cfg: DPO, num_pairs: int) -> int:
     """Optimizer steps over `num_pairs` pairs; an epoch's last step may be smaller."""
     return -(-num_pairs // cfg.batch_pairs) * cfg.epochs
@@ -101,6 +119,7 @@ def train_dpo(
     log: MetricsLog,
     checkpoints: Checkpoints,
     track: Track,
+    measurements: Measurements | None = None,
 ) -> None:
     """Train on `pairs`; `references` come from the stage's *starting* model, None for a loss without one.
 
@@ -120,12 +139,8 @@ def train_dpo(
         started = time.perf_counter()
         rows = [row for i in indices for row in pairs[i]]
         lengths = [len(row.ids) for row in rows]
-        loss_fn = partial(preference_loss, cfg=cfg, num_pairs=len(indices))
-        if cfg.loss == "kto":
-            assert references is not None
-            others = [mismatched[i] for i in indices]
-            point = measure_reference_point(learner, others, references, max_tokens=max_tokens)
-            loss_fn = partial(loss_fn, reference_point_nats=point)
+        others = [mismatched[i] for i in indices] if cfg.loss == "kto" else []
+        loss_fn = step_loss(learner, cfg, len(indices), others, references, max_tokens=max_tokens)
         totals = Totals()
         for group in micro_batches(rows, max_tokens, together=2):
             chosen = [rows[i] for i in group]
@@ -146,6 +161,8 @@ def train_dpo(
         log.write(step, totals)
         shown = {"loss": totals["loss/nats_per_pair"], "accuracy": totals["rewards/accuracies"]}
         track.advance(1, tokens=sum(lengths), metrics=shown)
+        if measurements is not None:
+            measurements.take_if_due(step, learner)
         checkpoints.save_if_due(
             step, lambda: {"learner": learner.state_dict(), "loader": loader.state_dict()}
         )

@@ -36,6 +36,29 @@ class StageFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def measured(self) -> Path:
+        """One JSON line per step that was measured while the stage trained."""
+        return self.root / "measured.jsonl"
+
+    def samples_at(self, step: int) -> Path:
+        """One JSON line per sample of the measurement after `step`."""
+        return self.root / "eval" / f"step_{step:06d}.jsonl"
+
+    def benchmarks_at(self, step: int) -> Path:
+        """The results folder of the benchmarks that were run after `step`."""
+        return self.root / "eval" / f"step_{step:06d}"
+
+    @property
+    def kept(self) -> Path:
+        """Which step's weights are the stage's result, and of which candidates."""
+        return self.root / "kept.json"
+
+    @property
+    def kept_weights(self) -> Path:
+        """A folder of the weights that are the result so far; gone when the model is written."""
+        return self.root / "kept"
+
+    @property
     def data(self) -> Path:
         """Counts of rows, tokens and targets, and what was dropped."""
         return self.root / "data.json"

@@ -18,7 +18,7 @@ from posttrain.train.credit import Credited, credit, rollout_metrics
 from posttrain.train.metrics import MetricsLog
 from posttrain.train.moving_reference import MovingReference
 from posttrain.train.objective import policy_loss
-from posttrain.train.rollouts import Rollouts, pack, sample_step, unpack, write_step
+from posttrain.train.rollouts import Rollouts, pack, sample_step, step_times, unpack, write_step
 from posttrain.train.schedule import learning_rate
 from posttrain.train.supply import Supply
 from posttrain.train.updates import UpdateMetrics, check_gap, updates
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from posttrain.data.render import Renderer
     from posttrain.rollout.sampler import Sampler
     from posttrain.runtime.learner import Learner, Scorer
+    from posttrain.train.measurements import Measurements
     from posttrain.train.progress import Track
 
 _NO_SIGNAL = "no group of a step had any signal, so nothing was learned from it"
@@ -101,16 +102,6 @@ def learn(
     return credited, metrics
 
 
-def step_times(started: float, sampling: float, trained_at: float) -> dict[str, float]:
-    """Seconds of a step that began at `started`, waited `sampling` seconds and trained from `trained_at` on."""
-    now = time.perf_counter()
-    return {
-        "time/generate_seconds": sampling,
-        "time/train_seconds": now - trained_at,
-        "time/step_seconds": now - started,
-    }
-
-
 def train_grpo(
     learner: Learner,
     sampler: Sampler,
@@ -125,6 +116,7 @@ def train_grpo(
     log: MetricsLog,
     checkpoints: Checkpoints,
     track: Track,
+    measurements: Measurements | None = None,
 ) -> None:
     """Sample, verify, credit, learn, publish, for `cfg.num_steps` steps, from the last checkpoint if any."""
     supply = Supply(problems, seed, retire_at=cfg.no_resampling_pass_rate)
@@ -165,6 +157,8 @@ def train_grpo(
             metrics |= learned | sampled.metrics | step_times(started, sampled.seconds, trained_at)
             log.write(step, metrics)
             track.advance(1, tokens=sampled.num_tokens, metrics={"reward": metrics["reward/mean"]})
+            if measurements is not None:
+                measurements.take_if_due(step, learner, when_idle=ahead.pending)
             checkpoints.save_if_due(step, lambda: _state(learner, supply, reference, ahead))
     finally:
         ahead.close()

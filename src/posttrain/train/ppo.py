@@ -19,7 +19,7 @@ from posttrain.train.checkpoint import Checkpoints
 from posttrain.train.credit import Credited, completion_metrics
 from posttrain.train.metrics import MetricsLog
 from posttrain.train.ppo_credit import credit_tokens
-from posttrain.train.rollouts import Judge, Rollouts, pack, sample_step, unpack, write_step
+from posttrain.train.rollouts import Judge, Rollouts, pack, sample_step, step_times, unpack, write_step
 from posttrain.train.schedule import learning_rate
 from posttrain.train.updates import UpdateMetrics, check_gap, gap_metrics, updates
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from posttrain.rollout.sampler import Sampler
     from posttrain.runtime.learner import Learner, Scorer
     from posttrain.runtime.value import ScoreLearner
+    from posttrain.train.measurements import Measurements
     from posttrain.train.progress import Track
 
 
@@ -126,6 +127,7 @@ def train_ppo(
     log: MetricsLog,
     checkpoints: Checkpoints,
     track: Track,
+    measurements: Measurements | None = None,
 ) -> None:
     """Sample, verify, credit, learn, publish, for `cfg.num_steps` steps, from the last checkpoint if any."""
     order = Loader(len(problems), 1, seed)
@@ -161,11 +163,11 @@ def train_ppo(
             check_gap(metrics, cfg, step)
             write_step(rollouts, sampled, credited, step + 1)
             step += 1
-            now = time.perf_counter()
-            metrics |= {"time/generate_seconds": sampled.seconds, "time/train_seconds": now - trained_at}
-            metrics["time/step_seconds"] = now - started
+            metrics |= step_times(started, sampled.seconds, trained_at)
             log.write(step, metrics)
             track.advance(1, tokens=sampled.num_tokens, metrics={"reward": metrics["reward/mean"]})
+            if measurements is not None:
+                measurements.take_if_due(step, policy, when_idle=ahead.pending)
             checkpoints.save_if_due(step, lambda: _state(policy, value, order, ahead))
     finally:
         ahead.close()

@@ -104,6 +104,16 @@ def write_step(folder: Path, sampled: Rollouts, credited: Credited | None, step:
     write_rollouts(folder / f"step_{step:06d}.parquet", sampled.groups, step=step, advantages=advantages)
 
 
+def step_times(started: float, sampling: float, trained_at: float) -> dict[str, float]:
+    """Seconds of a step that began at `started`, waited `sampling` seconds and trained from `trained_at` on."""
+    now = time.perf_counter()
+    return {
+        "time/generate_seconds": sampling,
+        "time/train_seconds": now - trained_at,
+        "time/step_seconds": now - started,
+    }
+
+
 def pack(pending: Rollouts | None) -> dict[str, Any] | None:
     """Rollouts as values that a checkpoint holds."""
     if pending is None:

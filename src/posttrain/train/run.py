@@ -25,7 +25,7 @@ from posttrain.config.recipe import Recipe
 from posttrain.data.gather import gather_preferences, gather_problems, identity
 from posttrain.data.render import Renderer
 from posttrain.errors import CheckpointError
-from posttrain.evaluation.run import evaluate
+from posttrain.evaluation.run import answer
 from posttrain.model.atomic import atomic_folder
 from posttrain.model.fingerprint import fingerprint
 from posttrain.model.heads import check_policy, check_scorer
@@ -35,9 +35,9 @@ from posttrain.model.resolve import resolve
 from posttrain.report.outcome import write_summary
 from posttrain.report.run_page import write_report
 from posttrain.rollout.open import engine_for
-from posttrain.rollout.sampler import Sampling
 from posttrain.train.folder import RunFolder, StageFolder, read_json, stage_key, write_json, writing
 from posttrain.train.manifest import describe_run, now
+from posttrain.train.measurements import check_measure, measure_identity
 from posttrain.train.progress import Progress
 from posttrain.train.stage import run_stage
 from posttrain.train.work import Work
@@ -167,6 +167,8 @@ class _Run:
                     gather_problems(sources, seed=self.recipe.seed)
                 elif sources and stage.kind in ("dpo", REWARD_MODEL):
                     gather_preferences(sources, seed=self.recipe.seed)
+            if stage.measure is not None:
+                check_measure(stage.measure, self.renderer, self.engine, self.progress.console)
 
     def _stage(self, folder: StageFolder, key: str, work: Work | None) -> None:
         """Train (unless it is the base) and evaluate one stage, or skip it if it is done."""
@@ -184,7 +186,8 @@ class _Run:
             self.held = folder.model if makes_policy else work.start
             give_back()
         elif work is not None:
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)  # the model was there first
+            for left in (folder.checkpoints, folder.kept_weights):  # the model was there first
+                shutil.rmtree(left, ignore_errors=True)
         if makes_policy:
             self._hold(self.start if work is None else folder.model)
             self._evaluate(folder)
@@ -202,19 +205,16 @@ class _Run:
         if settings is None:
             return
         problems, _ = gather_problems([settings.problems], seed=settings.seed)
-        problems = problems[: settings.num_problems]
-        with self.progress.track(f"{folder.name} held-out", len(problems), unit="problems") as track:
-            rows = evaluate(
-                self.engine,
-                self.renderer,
-                problems,
-                sampling=Sampling(temperature=settings.temperature, max_new_tokens=settings.max_new_tokens),
-                samples_per_problem=settings.samples_per_problem,
-                seed=settings.seed,
-                out=folder.heldout,
-                track=track,
-            )
-            track.advance(0, metrics={"score": sum(row["value"] for row in rows) / len(rows)})
+        label = f"{folder.name} held-out"
+        answer(
+            self.engine,
+            self.renderer,
+            problems,
+            settings,
+            out=folder.heldout,
+            progress=self.progress,
+            label=label,
+        )
 
     def _keys(self) -> list[str]:
         """The key of the base evaluation and of each stage: equal keys, equal results."""
@@ -244,6 +244,8 @@ class _Run:
                 parts["start"] = origins[0]
             if (lora := self.recipe.lora_of(index)) is not None:
                 parts["lora"] = lora.model_dump(mode="json")
+            if stage.measure is not None:
+                parts["measure"] = measure_identity(stage.measure)
             if models := [fingerprint(self.named[origin]) for origin in origins if isinstance(origin, str)]:
                 parts["models"] = models
             keys.append(stage_key(parts))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from posttrain.config.sft import SFT
     from posttrain.runtime.learner import Learner
+    from posttrain.train.measurements import Measurements
     from posttrain.train.progress import Track
 
 
@@ -51,6 +52,7 @@ def train_sft(
     log: MetricsLog,
     checkpoints: Checkpoints,
     track: Track,
+    measurements: Measurements | None = None,
 ) -> None:
     """Train on `rows` for `cfg.epochs`, going on from the last checkpoint if there is one.
 
@@ -92,6 +94,8 @@ def train_sft(
         totals.add({"time/step_seconds": seconds, "throughput/tokens_per_second": sum(lengths) / seconds})
         log.write(step, totals)
         track.advance(1, tokens=sum(lengths), metrics={"loss": totals["loss/nats_per_token"]})
+        if measurements is not None:
+            measurements.take_if_due(step, learner)
         checkpoints.save_if_due(
             step, lambda: {"learner": learner.state_dict(), "loader": loader.state_dict()}
         )

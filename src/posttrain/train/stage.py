@@ -19,6 +19,7 @@ from posttrain.runtime.value import LocalScoreLearner
 from posttrain.train.checkpoint import Checkpoints
 from posttrain.train.counts import Counts
 from posttrain.train.folder import write_json
+from posttrain.train.measurements import clear_kept, take_kept
 from posttrain.train.metrics import MetricsLog
 from posttrain.train.peak_memory import forget_peak, peak_memory
 from posttrain.train.ppo import train_ppo
@@ -44,7 +45,12 @@ def run_stage(work: Work) -> None:
         learner = _RUN[type(settings)](work, settings, log, checkpoints)
         for warning in log.warnings():
             work.progress.warn(warning)
-    work.save(learner)
+    step = None
+    if work.stage.measure is not None:
+        assert isinstance(learner, LocalLearner)  # a reward model is not measured
+        step = take_kept(work, learner)
+    work.save(learner, step=step)
+    clear_kept(work.folder)
     checkpoints.clear()
 
 
@@ -109,6 +115,7 @@ def run_ppo(work: Work, cfg: PPO, log: MetricsLog, checkpoints: Checkpoints) -> 
             rollouts=work.folder.rollouts,
             log=log,
             checkpoints=checkpoints,
+            measurements=work.measurements(policy, cfg.num_steps),
             track=track,
         )
     return policy

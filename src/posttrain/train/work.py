@@ -48,6 +48,7 @@ from posttrain.train.checkpoint import Checkpoints
 from posttrain.train.counts import Counts
 from posttrain.train.folder import StageFolder, read_json, write_json, writing
 from posttrain.train.grpo import train_grpo
+from posttrain.train.measurements import Measurements
 from posttrain.train.metrics import MetricsLog
 from posttrain.train.moving_reference import MovingReference
 from posttrain.train.progress import Progress
@@ -149,8 +150,20 @@ class Work:
         if is_due(self.recipe.runtime.rehearse, self.device):
             rehearse(learners, self.stage.settings, max_tokens=self.max_tokens, checkpoints=checkpoints)
 
-    def save(self, learner: LocalLearner | LocalScoreLearner) -> None:
-        """Write the stage's model and, if it is a policy, give its weights to the engine."""
+    def measurements(self, learner: LocalLearner, num_steps: int) -> Measurements | None:
+        """What is measured during the stage's `num_steps`; its start at once, if that is wanted."""
+        if self.stage.measure is None:
+            return None
+        found = Measurements(self, self.stage.measure, num_steps)
+        found.take_if_due(0, learner)
+        return found
+
+    def save(self, learner: LocalLearner | LocalScoreLearner, *, step: int | None = None) -> None:
+        """Write the stage's model and, if it is a policy, give its weights to the engine.
+
+        `step` is noted with the model, if it is one that was chosen.
+        """
+        which = {} if step is None else {"step": step}
         scores = isinstance(learner, LocalScoreLearner)
         tokenizer, stop_ids = self.renderer.tokenizer, self.renderer.stop_ids
         weights = learner.weights()
@@ -171,7 +184,7 @@ class Work:
                     dtype=torch.float32,
                     base_model=self.recipe.model,
                     base_revision=self.recipe.model_revision,
-                    metadata={"stage": self.folder.name, "recipe": self.recipe.name},
+                    metadata={"stage": self.folder.name, "recipe": self.recipe.name, **which},
                     scores=scores,
                 )
         except SafetensorError as error:  # how safetensors says that the disk is full
@@ -212,6 +225,7 @@ def run_sft(work: Work, cfg: SFT, log: MetricsLog, checkpoints: Checkpoints) -> 
             max_tokens=work.max_tokens,
             log=log,
             checkpoints=checkpoints,
+            measurements=work.measurements(learner, total),
             track=track,
         )
     return learner
@@ -249,7 +263,8 @@ def run_dpo(work: Work, cfg: DPO, log: MetricsLog, checkpoints: Checkpoints) -> 
     references = _references(work, [*pairs, *mismatched]) if cfg.needs_reference else None
     learner = work.learner(weight_decay=cfg.weight_decay)
     work.rehearse(checkpoints, learner)
-    with work.progress.track(work.folder.name, dpo.num_steps(cfg, len(pairs))) as track:
+    total = dpo.num_steps(cfg, len(pairs))
+    with work.progress.track(work.folder.name, total) as track:
         dpo.train_dpo(
             learner,
             pairs,
@@ -260,6 +275,7 @@ def run_dpo(work: Work, cfg: DPO, log: MetricsLog, checkpoints: Checkpoints) -> 
             max_tokens=work.max_tokens,
             log=log,
             checkpoints=checkpoints,
+            measurements=work.measurements(learner, total),
             track=track,
         )
     return learner
@@ -312,6 +328,7 @@ def run_grpo(work: Work, cfg: GRPO, log: MetricsLog, checkpoints: Checkpoints) -
             rollouts=work.folder.rollouts,
             log=log,
             checkpoints=checkpoints,
+            measurements=work.measurements(learner, cfg.num_steps),
             track=track,
         )
     return learner
