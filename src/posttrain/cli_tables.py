@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from posttrain.config.plan import StagePlan, plan
+from posttrain.config.plan import StagePlan, measured, plan
 from posttrain.config.recipe import Recipe
 
 
@@ -42,6 +42,10 @@ def show_plan(recipe: Recipe, console: Console) -> None:
     for stage in plan(recipe):
         stages.add_row(stage.folder, stage.batch, *_sizes(stage), stage.reads)
     console.print(stages)
+    if found := measured(recipe):
+        console.print(Text("\nMeasured while training", style="bold"))
+        for folder, sentence in found:
+            console.print(Text(f"{folder}: {sentence}"), soft_wrap=True)
     for warning in recipe.warnings:
         console.print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=True)
 
@@ -85,11 +89,13 @@ def show_models(console: Console) -> None:
 
 def show_outcome(run: Path, console: Console) -> None:
     """A finished run's scores, what it gained, and where to look next."""
+    from posttrain.report.kept import kept_of
     from posttrain.report.outcome import measure
     from posttrain.report.record import read_run
     from posttrain.report.wording import bracket, percent, points
 
-    outcome = measure(read_run(run))
+    record = read_run(run)
+    outcome = measure(record)
     right = ("held-out score", "95 % interval", "gain over the stage before", "its 95 % interval")
     scores = table(console, "stage", *right, right=right)
     for score in outcome.scores:
@@ -106,6 +112,8 @@ def show_outcome(run: Path, console: Console) -> None:
         console.print()
         console.print(scores)
         console.print(f"\n{outcome.sentence}", style="bold", highlight=False)
+    for kept in filter(None, map(kept_of, record.stages)):
+        console.print(kept.sentence, highlight=False, soft_wrap=True)
     for name, value in (
         ("report", run / "report.html"),
         ("model", run / "model"),

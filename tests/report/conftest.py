@@ -219,6 +219,63 @@ def write_run(root: Path, *, hostile: str = HOSTILE, num_problems: int = 240, nu
     return root
 
 
+def write_measurements(run: Path, *, hostile: str = "", every: int = 10, num_steps: int = 120) -> dict:
+    """The run's GRPO stage as one that was measured while it trained; returns its kept.json. Step 80 is best."""
+    stage = run / "stages" / "03-grpo"
+    rng = random.Random(7)
+    rows = []
+    for step in range(0, num_steps + 1, every):
+        score = (
+            0.38 + 0.2 * math.exp(-(((step - 80) / 60) ** 2)) + (0 if step == 80 else rng.uniform(-0.03, 0))
+        )
+        error = math.sqrt(score * (1 - score) / 96)
+        rows.append(
+            {
+                "step": step,
+                "benchmark/gsm8k_percent": 21 + 9 * step / num_steps + rng.gauss(0, 1),
+                "benchmark/gsm8k_stderr": 2.1,
+                "benchmark/gsm8k_documents": 400,
+                "benchmark/ifeval_percent": 48 + 6 * math.sin(step / 40),
+                "benchmark/ifeval_stderr": 3.4,
+                "eval/score": score,
+                "eval/score_stderr": error,
+                "eval/score_low": score - 1.96 * error,
+                "eval/score_high": score + 1.96 * error,
+                "eval/problems": 96,
+                "time/measure_seconds": 14.0,
+            }
+        )
+    _lines(stage / "measured.jsonl", rows)
+    first = stage / "eval" / "step_000000"
+    _json(first / "gsm8k" / "result.json", {"title": f"GSM8K (8-shot, CoT){hostile}"})
+    candidates = [
+        {"step": row["step"], "score": row["eval/score"], "stderr": row["eval/score_stderr"]}
+        for row in rows[1:]
+    ]
+    best = next(one for one in candidates if one["step"] == 80)
+    kept = {
+        "keep": "best",
+        "step": 80,
+        "num_steps": num_steps,
+        "score": best["score"],
+        "candidates": candidates,
+    }
+    _json(stage / "kept.json", kept)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(
+        recipe.read_text().replace(
+            "steps: 120}", "steps: 120}\n    measure: {every_steps: 10, at_start: true, keep: best}"
+        )
+    )
+    return kept
+
+
+@pytest.fixture
+def add_measurements() -> Callable[..., dict]:
+    """`add_measurements(run, hostile=...)` makes the run's GRPO stage one that was measured."""
+    return write_measurements
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`make_run(hostile=..., num_problems=..., num_steps=...)` writes a run and returns its folder."""

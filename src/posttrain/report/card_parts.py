@@ -12,6 +12,7 @@ import yaml
 
 from posttrain.errors import CheckpointError
 from posttrain.model.builtin import BUILTIN, BuiltinModel
+from posttrain.report.kept import kept_of
 from posttrain.report.outcome import Outcome
 from posttrain.report.record import RunRecord, StageRecord
 from posttrain.report.wording import SPACE, bracket, count, percent, plain, points, spell_seconds
@@ -141,6 +142,17 @@ def stage_rows(run: RunRecord, recipe: Mapping[str, Any]) -> list[StageRow]:
             )
         )
     return rows
+
+
+def kept_lines(run: RunRecord) -> list[str]:
+    """For each stage that was measured while it trained: which step is its result, and the candidates."""
+    lines = []
+    for stage in run.stages:
+        if (kept := kept_of(stage)) is None:
+            continue
+        scores = ", ".join(f"step {one.step:,} {one.spelt}" for one in kept.candidates)
+        lines.append(f"{kept.sentence} Measured: {scores}." if scores else kept.sentence)
+    return lines
 
 
 def dropped_lines(run: RunRecord) -> list[str]:

@@ -48,6 +48,14 @@ class Chart:
     description: str
     window: int
     missing: int
+    episode_ticks: tuple[tuple[float, str], ...] = ()
+    """The same places as `x_ticks`, counted in sampled completions."""
+    band: str = ""
+    """SVG path data of the area between the ends of the intervals."""
+    dots: tuple[tuple[float, float], ...] = ()
+    """Measured points, in percent from the left and the top."""
+    mark: tuple[float, str] | None = None
+    """A step to point out: percent from the left, and what it is."""
 
 
 _COMMON = (
@@ -112,8 +120,13 @@ NUM_SHOWN = {"sft": 3, "dpo": 6, "reward_model": 3, "ppo": 9, "grpo": 9}
 """Charts shown at once; the others wait behind a fold."""
 
 
-def draw_stage(kind: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]:
-    """The stage's main charts and all its others, for any metric that was logged."""
+def draw_stage(
+    kind: str, rows: Sequence[Mapping[str, Any]], *, episodes_per_step: int | None = None
+) -> tuple[list[Chart], list[Chart]]:
+    """The stage's main charts and all its others, for any metric that was logged.
+
+    With `episodes_per_step`, the completions sampled in a step, they have a second axis that counts those.
+    """
     known = CURVES.get(kind, ())
     named = {name for curve in known for name in curve.metrics} | {"step"}
     logged = dict.fromkeys(name for row in rows for name in row)
@@ -121,14 +134,16 @@ def draw_stage(kind: str, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Chart
     charts: list[Chart] = []
     num_main = 0
     for index, curve in enumerate((*known, *extra)):
-        chart = draw(curve, rows)
+        chart = draw(curve, rows, episodes_per_step=episodes_per_step)
         if chart is not None:
             charts.append(chart)
             num_main += index < NUM_SHOWN.get(kind, 6)
     return charts[:num_main], charts[num_main:]
 
 
-def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> Chart | None:
+def draw(
+    curve: Curve, rows: Sequence[Mapping[str, Any]], *, episodes_per_step: int | None = None
+) -> Chart | None:
     """The chart of `curve`, or None when no row has a number for it."""
     steps = [float(row["step"]) for row in rows]
     columns = {name: [_number(row.get(name)) for row in rows] for name in curve.metrics}
@@ -153,8 +168,8 @@ def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> Chart | None:
         lines.append(
             Line(
                 label=name.rpartition("/")[2].removesuffix("_nats"),
-                raw=_path(_thin(place(steps, ys))),
-                smooth=_path(_thin(place(steps, smooth))),
+                raw=svg_path(_thin(place(steps, ys))),
+                smooth=svg_path(_thin(place(steps, smooth))),
                 last=compact([y for y in smooth if not math.isnan(y)][-1]),
                 end=(final[0] / 10, final[1] / 10),
             )
@@ -164,10 +179,11 @@ def draw(curve: Curve, rows: Sequence[Mapping[str, Any]]) -> Chart | None:
         unit=curve.unit,
         lines=tuple(lines),
         y_ticks=tuple((100 * (high - tick) / (high - low), compact(tick)) for tick in ticks),
-        x_ticks=_x_ticks(first, last),
+        x_ticks=x_ticks(first, last),
         description="; ".join(_describe(name, ys) for name, ys in columns.items()),
         window=window,
         missing=sum(name in row and row[name] is None for row in rows for name in columns),
+        episode_ticks=episode_ticks(first, last, episodes_per_step),
     )
 
 
@@ -208,10 +224,23 @@ def _axis(values: Sequence[float], bounds: tuple[float, float] | None) -> tuple[
     return ticks[0], ticks[-1], ticks
 
 
-def _x_ticks(first: float, last: float) -> tuple[tuple[float, str], ...]:
+def x_ticks(first: float, last: float) -> tuple[tuple[float, str], ...]:
+    """Beginning, middle and end of the steps `first` to `last`."""
+    return tuple((place, f"{at:,.0f}") for place, at in _thirds(first, last))
+
+
+def episode_ticks(first: float, last: float, episodes_per_step: int | None) -> tuple[tuple[float, str], ...]:
+    """The same places in completions sampled until then; none where a step samples none."""
+    if episodes_per_step is None:
+        return ()
+    found = [(place, round(at) * episodes_per_step) for place, at in _thirds(first, last)]
+    return tuple((place, f"{at:,}" if at < 10_000_000 else compact(at)) for place, at in found)
+
+
+def _thirds(first: float, last: float) -> tuple[tuple[float, float], ...]:
     if last <= first:
-        return ((50.0, f"{first:,.0f}"),)
-    return ((0.0, f"{first:,.0f}"), (50.0, f"{(first + last) / 2:,.0f}"), (100.0, f"{last:,.0f}"))
+        return ((50.0, first),)
+    return ((0.0, first), (50.0, (first + last) / 2), (100.0, last))
 
 
 def _number(value: Any) -> float:
@@ -233,7 +262,7 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+def svg_path(points: Sequence[tuple[float, float]]) -> str:
     """SVG path data; a NaN lifts the pen, and a lone point becomes a dot."""
     parts: list[str] = []
     pen_down = False

@@ -119,6 +119,7 @@ def _context(
         "benchmark_note": _benchmark_note(results),
         "remarks": _remarks(tasks),
         "stages": parts.stage_rows(record, recipe),
+        "kept": parts.kept_lines(record),
         "dropped": parts.dropped_lines(record),
         "made_with": _made_with(record),
         "recipe": _without_places(record.recipe.strip()) or "not recorded",

@@ -16,6 +16,7 @@ from posttrain.evaluation.statistics import (
     minimal_detectable_difference,
     paired_difference,
 )
+from posttrain.report.kept import kept_of
 from posttrain.report.record import RunRecord, Sample, StageRecord, read_run
 from posttrain.report.wording import bracket, percent, points
 from posttrain.train.folder import RunFolder, write_json
@@ -115,9 +116,17 @@ def measure(run: RunRecord) -> Outcome:
 
 
 def summarise(run: RunRecord, outcome: Outcome) -> dict[str, Any]:
-    """The content of `summary.json`; scores are fractions, and null where a stage was not evaluated."""
+    """The content of `summary.json`; scores are fractions, and null where a stage was not evaluated.
+
+    A stage that was measured while it trained has `kept`: which step is its result, of which candidates.
+    """
     done = [stage.done for stage in run.stages if stage.done is not None]
     gain = outcome.gain
+    kept = {
+        stage.name: {"kept": {**stage.kept, "episode": found.episode}}
+        for stage in run.stages
+        if stage.kept is not None and (found := kept_of(stage)) is not None
+    }
     return {
         "seconds": round(sum(_number(entry, "seconds") for entry in done), 3),
         "peak_rss_gib": max((_number(entry, "peak_rss_gib") for entry in done), default=0.0),
@@ -126,6 +135,7 @@ def summarise(run: RunRecord, outcome: Outcome) -> dict[str, Any]:
                 "name": score.name,
                 "mean_score": _json_number(score.estimate.mean if score.estimate else math.nan),
                 "stderr": _json_number(score.estimate.stderr if score.estimate else math.nan),
+                **kept.get(score.name, {}),
             }
             for score in outcome.scores
         ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import yaml
 
 from posttrain.errors import CheckpointError
 from posttrain.train.folder import RunFolder, StageFolder, read_json
@@ -73,6 +74,29 @@ class StageRecord:
     samples: tuple[Sample, ...] = ()
     rollouts: tuple[Mapping[str, Any], ...] = ()
     """Rows of the newest rollout file."""
+    measured: tuple[Mapping[str, Any], ...] = ()
+    """Lines of `measured.jsonl`, by step."""
+    kept: Mapping[str, Any] | None = None
+    """What `kept.json` says of the step that is the stage's result."""
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
+    """Name -> title of the benchmarks that were run while it trained."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe's table of the stage."""
+
+    @property
+    def episodes_per_step(self) -> int | None:
+        """Completions sampled for each rollout step; None for a stage that samples none."""
+        settings = self.recipe.get(self.kind)
+        if not isinstance(settings, dict):
+            return None
+        prompts, samples = settings.get("prompts_per_step"), settings.get("samples_per_prompt")
+        return prompts * samples if isinstance(prompts, int) and isinstance(samples, int) else None
+
+    @property
+    def keep(self) -> Any:
+        """Which step the recipe makes the stage's result."""
+        measure = self.recipe.get("measure")
+        return measure.get("keep") if isinstance(measure, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +127,10 @@ def read_run(root: Path) -> RunRecord:
         _LABELS.get(short, short) if shorts.count(short) == 1 else path.name
         for path, short in zip(folders, shorts, strict=True)
     ]
+    recipe = run.recipe.read_text(encoding="utf-8", errors="replace") if run.recipe.is_file() else ""
+    tables = _stage_tables(recipe)
     stages = tuple(
-        _read_stage(StageFolder(path), label, planned, gaps)
+        _read_stage(StageFolder(path), label, planned, tables.get(path.name.partition("-")[0], {}), gaps)
         for path, label in zip(folders, labels, strict=True)
     )
     started = {stage.name for stage in stages} | {_short(stage.name) for stage in stages}
@@ -113,7 +139,6 @@ def read_run(root: Path) -> RunRecord:
         for name in planned
         if name and name not in started
     ]
-    recipe = run.recipe.read_text(encoding="utf-8", errors="replace") if run.recipe.is_file() else ""
     return RunRecord(str(manifest.get("name") or root.name), manifest, recipe, stages, tuple(gaps))
 
 
@@ -123,7 +148,25 @@ def _short(name: str) -> str:
     return rest if number.isdigit() and rest else name
 
 
-def _read_stage(folder: StageFolder, label: str, planned: Mapping[Any, Any], gaps: list[str]) -> StageRecord:
+def _stage_tables(recipe: str) -> dict[str, Mapping[str, Any]]:
+    """Number of a stage's folder -> its table in the recipe's text; none where that is no recipe."""
+    try:
+        content = yaml.safe_load(recipe)
+    except yaml.YAMLError:
+        return {}
+    stages = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(stages, list):
+        return {}
+    return {f"{n:02d}": table for n, table in enumerate(stages, start=1) if isinstance(table, dict)}
+
+
+def _read_stage(
+    folder: StageFolder,
+    label: str,
+    planned: Mapping[Any, Any],
+    recipe: Mapping[str, Any],
+    gaps: list[str],
+) -> StageRecord:
     name, short = folder.name, _short(folder.name)
     done = _object(folder.done, gaps) if folder.done.is_file() else None
     if done is None:
@@ -131,11 +174,7 @@ def _read_stage(folder: StageFolder, label: str, planned: Mapping[Any, Any], gap
         # A finished stage without an evaluation is one whose recipe asks for none.
         if not folder.heldout.is_file() and planned.get(name) != "reward_model":
             gaps.append(f"{label} has no held-out evaluation yet")
-    try:
-        metrics = tuple(read_metrics(folder.metrics))
-    except CheckpointError as error:
-        metrics = ()
-        gaps.append(str(error))
+    metrics, measured = _read_lines(folder.metrics, gaps), _read_lines(folder.measured, gaps)
     kind = str(planned.get(name) or planned.get(short) or short)
     if not metrics and kind in TRAINED:
         gaps.append(f"{label} has no metrics yet")
@@ -148,7 +187,32 @@ def _read_stage(folder: StageFolder, label: str, planned: Mapping[Any, Any], gap
         data=_object(folder.data, gaps) if folder.data.is_file() else None,
         samples=_read_samples(folder.heldout, label, gaps),
         rollouts=_read_rollouts(folder.rollouts, label, gaps),
+        measured=measured,
+        kept=_object(folder.kept, gaps) if folder.kept.is_file() else None,
+        benchmarks=_titles(folder, measured),
+        recipe=recipe,
     )
+
+
+def _read_lines(path: Path, gaps: list[str]) -> tuple[Mapping[str, Any], ...]:
+    try:
+        return tuple(read_metrics(path))
+    except CheckpointError as error:
+        gaps.append(str(error))
+        return ()
+
+
+def _titles(folder: StageFolder, measured: tuple[Mapping[str, Any], ...]) -> dict[str, str]:
+    """Titles as the benchmarks' results have them, else their names."""
+    found: dict[str, str] = {}
+    for row in measured:
+        for key in row:
+            name = key.removeprefix("benchmark/").removesuffix("_percent")
+            if key != f"benchmark/{name}_percent" or name in found:
+                continue
+            result = _object(folder.benchmarks_at(row["step"]) / name / "result.json", []) or {}
+            found[name] = str(result.get("title") or name)
+    return found
 
 
 def _object(path: Path, gaps: list[str]) -> dict[str, Any] | None:

@@ -14,6 +14,8 @@ import posttrain
 from posttrain.evaluation.statistics import Estimate
 from posttrain.report import tables
 from posttrain.report.curves import draw_stage, nice_ticks
+from posttrain.report.kept import kept_of
+from posttrain.report.measured_curves import draw_measured
 from posttrain.report.outcome import Outcome, measure, summarise, write_summary
 from posttrain.report.record import TRAINED, RunRecord, StageRecord, read_run
 from posttrain.report.wording import SPACE, bracket, compact, count, percent, plain, points, spell_seconds
@@ -145,12 +147,24 @@ def _facts(record: RunRecord, outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def _curves(stage: StageRecord) -> dict[str, Any]:
-    main, more = draw_stage(stage.kind, stage.metrics)
-    note = f"{len(stage.metrics):,} optimizer steps" if stage.metrics else ""
+    each = stage.episodes_per_step
+    main, more = draw_stage(stage.kind, stage.metrics, episodes_per_step=each)
+    word = "optimizer" if each is None else "rollout"
+    note = f"{len(stage.metrics):,} {word} steps" if stage.metrics else ""
+    if each is not None and stage.metrics:
+        note += f" of {each:,} episodes"
     windows = {chart.window for chart in main if chart.window > 1}
     if windows:
         note += f", averaged over {max(windows)}"
-    return {"name": stage.label, "note": note, "main": main, "more": more}
+    measured = draw_measured(stage)
+    return {
+        "name": stage.label,
+        "note": note,
+        "main": main,
+        "more": more,
+        "measured": measured,
+        "kept": kept_of(stage),
+    }
 
 
 def _examples(record: RunRecord) -> list[tables.Example]:
