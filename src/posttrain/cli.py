@@ -261,7 +261,7 @@ def version() -> None:
 def main() -> None:
     """Run the command; a user's mistake becomes one line and an exit code, a bug keeps its traceback."""
     # read when torch loads: by default idle threads spin, which costs a tenfold when cores are shared
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app(prog_name="posttrain")
     except UserError as error:

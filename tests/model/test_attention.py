@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from posttrain.model import attention as module
-from posttrain.model.attention import attention, buckets
+from posttrain.model.attention import Layout, attention
 from posttrain.model.tree import plant
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def inputs(rows, dtype, heads=4, kv_heads=2, size=8):
 def test_values_and_gradients(case, heads, dtype, tolerance):
     rows = CASES[case]
     tree, made = inputs(rows, dtype, *heads)
-    layout = buckets(tree, dtype=dtype, device=CPU)
+    layout = Layout(tree, dtype, CPU)
     weight = torch.randn(made[0].shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(
         dtype
     )
@@ -90,10 +90,10 @@ def test_the_two_backward_passes_agree(case, monkeypatch):
     for keys in (0, 1 << 20):
         monkeypatch.setattr(module, "_DENSE_KEYS", keys)
         tree, made = inputs(CASES[case], torch.float32)
-        out = attention(*made, buckets(tree, dtype=torch.float32, device=CPU))
+        out = attention(*made, Layout(tree, torch.float32, CPU))
         found.append(torch.autograd.grad(out.square().sum(), made))
     tree, made = inputs(CASES[case], torch.float32)
-    plain = module._plain(*made, buckets(tree, dtype=torch.float32, device=CPU))
+    plain = module._plain(*made, Layout(tree, torch.float32, CPU))
     found.append(torch.autograd.grad(plain.square().sum(), made))
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
@@ -111,7 +111,7 @@ def test_bfloat16_gradients_are_as_good_as_the_kernels(monkeypatch):
     errors = {}
     for keys in (0, 1 << 20):
         monkeypatch.setattr(module, "_DENSE_KEYS", keys)
-        out = attention(*made, buckets(tree, dtype=torch.bfloat16, device=CPU))
+        out = attention(*made, Layout(tree, torch.bfloat16, CPU))
         got = torch.autograd.grad((out * weight.bfloat16()).sum(), made)
         errors[keys] = [float((a.double() - b).norm() / b.norm()) for a, b in zip(got, wanted, strict=True)]
     for kernel, dense in zip(errors[0], errors[1 << 20], strict=True):
@@ -128,7 +128,7 @@ def test_buckets_hold_every_token_once_and_waste_little():
     ]
     ids = np.concatenate([np.asarray(row) for row in rows])
     tree = plant(ids, [len(row) for row in rows])
-    layout = buckets(tree, dtype=torch.float32, device=CPU)
-    held = torch.cat([bucket.tokens for bucket in layout])
+    layout = Layout(tree, torch.float32, CPU)
+    held = torch.cat([bucket.tokens for bucket in layout.buckets])
     assert sorted(held.tolist()) == list(range(len(tree.tokens)))
-    assert sum(len(b.queries) * len(b.keys) // b.rows for b in layout) < 1.2 * (928**2 + 40 * 32**2)
+    assert sum(len(b.queries) * len(b.keys) // b.rows for b in layout.buckets) < 1.2 * (928**2 + 40 * 32**2)

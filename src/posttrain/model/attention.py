@@ -1,13 +1,16 @@
 """Causal attention over a tree of segments: padded grids for the kernel only, a backward pass that keeps little.
 
-The forward pass is PyTorch's kernel, so that learner and engine round alike. On a CPU its backward pass spends
-most of its time on short rows outside matrix products; there the plain formula over whole rows takes half as long.
+In bfloat16 on a CPU the forward pass is our own kernel (`model/native`) where there is a compiler: it walks the
+segments without padding, and the engine's decoding sums in the same order. Elsewhere it is PyTorch's. On a CPU
+PyTorch's backward pass spends most of its time on short rows outside matrix products; there the plain formula over
+whole rows takes half as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posttrain.model.native import attention as native
 from posttrain.model.tree import Segment, Tree
 
 _DENSE_KEYS = 256
@@ -124,14 +128,42 @@ def _bucket(
     )
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Who attends to whom, as the two kinds of kernel want it: each form is made when it is first used.
+
+    The first `trunk` packed tokens of `tree` are keys only, and queries are counted from them.
+    """
+
+    tree: Tree
+    dtype: torch.dtype
+    device: torch.device
+    trunk: int = 0
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Padded grids."""
+        return buckets(self.tree, dtype=self.dtype, device=self.device, trunk=self.trunk)
+
+    @cached_property
+    def spans(self) -> native.Spans:
+        """Segments and their keys, without padding."""
+        return native.Spans.of(self.tree, trunk=self.trunk)
+
+
+def _is_native(query: Tensor, key: Tensor) -> bool:
+    heads, size = query.shape[1:]
+    return native.fits(query.dtype, query.device, head_dim=size, group=heads // key.shape[1])
+
+
 def _grid(x: Tensor, slots: Tensor, rows: int) -> Tensor:
     """(M, heads, D) to (rows, heads, length, D)."""
     return x.index_select(0, slots).view(rows, -1, *x.shape[1:]).transpose(1, 2)
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, layout: list[Bucket]) -> Tensor:
+def _plain(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     out = query.new_zeros(query.shape)
-    for bucket in layout:
+    for bucket in layout.buckets:
         grid = F.scaled_dot_product_attention(
             _grid(query, bucket.queries, bucket.rows),
             _grid(key, bucket.keys, bucket.rows),
@@ -144,43 +176,53 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, layout: list[Bucket]) -> T
     return out
 
 
+def _with_normalisers(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The CPU's flash kernel: (M, heads, D) results and (M, heads) normalisers."""
+    repeats = query.shape[1] // key.shape[1]
+    out = torch.empty_like(query)
+    normalisers = torch.empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+    for bucket in layout.buckets:
+        grids = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            _grid(query, bucket.queries, bucket.rows),
+            _grid(key, bucket.keys, bucket.rows).repeat_interleave(repeats, 1),
+            _grid(value, bucket.keys, bucket.rows).repeat_interleave(repeats, 1),
+            0.0,
+            bucket.is_causal,
+            attn_mask=bucket.bias,
+        )
+        for whole, grid in zip((out, normalisers), grids, strict=True):
+            flat = grid.transpose(1, 2).reshape(-1, *whole.shape[1:])
+            whole.index_copy_(0, bucket.tokens, flat if bucket.padding is None else flat[bucket.inside])
+    return out, normalisers
+
+
 class _Attention(torch.autograd.Function):
-    """The CPU's flash kernel forwards; keeps queries, keys, values and one normaliser per query and head."""
+    """Forwards by a kernel; keeps queries, keys, values and one normaliser per query and head."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: list[Bucket]) -> Tensor:
-        repeats = query.shape[1] // key.shape[1]
-        out = torch.empty_like(query)
-        normalisers = []
-        for bucket in layout:
-            grid, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                _grid(query, bucket.queries, bucket.rows),
-                _grid(key, bucket.keys, bucket.rows).repeat_interleave(repeats, 1),
-                _grid(value, bucket.keys, bucket.rows).repeat_interleave(repeats, 1),
-                0.0,
-                bucket.is_causal,
-                attn_mask=bucket.bias,
-            )
-            flat = grid.transpose(1, 2).reshape(-1, *query.shape[1:])
-            out.index_copy_(0, bucket.tokens, flat if bucket.padding is None else flat[bucket.inside])
-            normalisers.append(normaliser)
-        ctx.save_for_backward(query, key, value, out, *normalisers)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+        if _is_native(query, key):
+            out, normalisers = native.attend_segments(query, key, value, layout.spans)
+        else:
+            out, normalisers = _with_normalisers(query, key, value, layout)
+        ctx.save_for_backward(query, key, value, out, normalisers)
         ctx.layout = layout
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
-        query, key, value, out, *normalisers = ctx.saved_tensors
+        query, key, value, out, normalisers = ctx.saved_tensors
         precise = torch.promote_types(key.dtype, torch.float32)
         grad_query = torch.empty_like(query)
         # in float32: a shared prompt's keys gather a term from every completion
         grad_key, grad_value = (torch.zeros(x.shape, dtype=precise) for x in (key, value))
-        for bucket, normaliser in zip(ctx.layout, normalisers, strict=True):
+        for bucket in ctx.layout.buckets:
             rows = bucket.rows
             grids = [_grid(x, bucket.queries, rows) for x in (query, out, grad)]
             if bucket.padding is not None:
                 grids[2].transpose(1, 2).flatten(0, 1).index_fill_(0, bucket.padding, 0.0)
             keys, values = _grid(key, bucket.keys, rows), _grid(value, bucket.keys, rows)
+            normaliser = normalisers.index_select(0, bucket.queries).unflatten(0, (rows, -1)).transpose(1, 2)
             short = keys.shape[2] <= _DENSE_KEYS
             parts = (_dense_backward if short else _kernel_backward)(*grids, keys, values, normaliser, bucket)
             flat = parts[0].transpose(1, 2).reshape(-1, *query.shape[1:])
@@ -201,7 +243,7 @@ def _kernel_backward(
         key.repeat_interleave(repeats, 1),
         value.repeat_interleave(repeats, 1),
         out,
-        normaliser,
+        normaliser.contiguous(),
         0.0,
         bucket.is_causal,
         attn_mask=bucket.bias,
@@ -228,7 +270,7 @@ def _dense_backward(
 
     q, do, k, v = by_key_head(query), by_key_head(grad), key.flatten(0, 1), value.flatten(0, 1)
     centre = by_key_head((grad.to(precise) * out).sum(-1, keepdim=True))
-    shift = by_key_head(normaliser.to(precise).view(rows, heads, num_queries, 1))
+    shift = by_key_head(normaliser.to(precise).reshape(rows, heads, num_queries, 1))
     weights = torch.baddbmm(shift, q.to(precise) * scale, k.to(precise).transpose(1, 2), beta=-1).exp_()
     weights.view(rows, kv_heads, repeats, num_queries, num_keys).masked_fill_(
         bucket.forbidden()[:, None, None], 0.0
@@ -245,7 +287,7 @@ def _dense_backward(
     )
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, layout: list[Bucket]) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     """(M, heads, D): each query over its segment's earlier tokens, itself, and its ancestors' tokens.
 
     query is (M, heads, D), key and value (M, kv_heads, D), in the packed order of the tree that `layout` is of;
@@ -253,4 +295,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: list[Bucket]) -
     """
     if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
         return _Attention.apply(query, key, value, layout)  # type: ignore[no-any-return]
+    if _is_native(query, key):
+        return native.attend_segments(query, key, value, layout.spans)[0]
     return _plain(query, key, value, layout)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import ModelError
-from posttrain.model.attention import Bucket, attention, buckets
+from posttrain.model.attention import Layout, attention
 from posttrain.model.lora import adapted_linear
 from posttrain.model.ops import rms_norm, rotary, swiglu
 from posttrain.model.tree import plant
@@ -118,7 +118,7 @@ class Decoder:
         """
         tree = plant(ids.cpu().numpy(), lengths)
         tokens, places = (torch.from_numpy(x).to(ids.device) for x in (tree.tokens, tree.places))
-        layout = buckets(tree, dtype=self.compute_dtype, device=ids.device)
+        layout = Layout(tree, self.compute_dtype, ids.device)
         cos, sin = self._angles.at(positions[tokens], self.compute_dtype)
         embedding = self.module.model.embed_tokens.weight
         # rounded like every other weight, then carried on in the parameters' precision
@@ -141,7 +141,7 @@ class Decoder:
             return F.linear(x, projection.weight.to(self.compute_dtype))
         return adapted_linear(x, projection)
 
-    def _layer(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: list[Bucket]) -> Tensor:
+    def _layer(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
         eps, narrow = self.shape.norm_eps, self.compute_dtype
         if self.shape.family == "olmo2":  # arXiv:2501.00656 section 3: norms follow the blocks
             attended = self._attention(layer.self_attn, x.to(narrow), cos, sin, layout)
@@ -153,7 +153,7 @@ class Decoder:
         normed = rms_norm(x, layer.post_attention_layernorm.weight, eps, narrow)
         return x + self._mlp(layer.mlp, normed)
 
-    def _attention(self, attn: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: list[Bucket]) -> Tensor:
+    def _attention(self, attn: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
         shape = self.shape
         query, key = self._linear(x, attn.q_proj), self._linear(x, attn.k_proj)
         value = self._linear(x, attn.v_proj)

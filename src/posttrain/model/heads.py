@@ -116,7 +116,8 @@ def batch_scores(decoder: Decoder, batch: Batch) -> Tensor:
     """
     hidden = decoder.hidden(batch.ids, batch.positions, batch.lengths)
     weight: Tensor = decoder.module.score.weight
-    return (hidden.float() @ weight.float().t())[:, 0]
+    # row by row: a product with one column may sum a row otherwise by its place, and equal rows tie
+    return (hidden.float() * weight.float()).sum(1)
 
 
 def padded(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> PreTrainedTokenizerBase:

@@ -11,12 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.model.native import elementwise
+
 CHUNK_ROWS = 512
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    logits = (hidden @ weight.t()).float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+def _log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(M,) float32 normalisers of logits / temperature, and log-probabilities of `targets`."""
+    if elementwise.fits(logits, logits.dtype):
+        return elementwise.log_softmax(logits, targets, temperature)
+    wide = _scaled(logits, temperature)
+    normalisers = torch.logsumexp(wide, 1)
+    return normalisers, wide.gather(1, targets[:, None])[:, 0] - normalisers
+
+
+def _log_softmax_backward(
+    logits: Tensor, targets: Tensor, normalisers: Tensor, grad: Tensor, temperature: float
+) -> Tensor:
+    """(M, V), in the logits' dtype: (onehot - softmax) * grad / temperature; the logits may be overwritten."""
+    if elementwise.fits(logits, logits.dtype):
+        return elementwise.log_softmax_backward_(logits, targets, normalisers, grad, temperature)
+    scale = grad[:, None] / temperature
+    found = _scaled(logits, temperature).sub_(normalisers[:, None]).exp_().mul_(-scale)
+    return found.scatter_add_(1, targets[:, None], scale).to(logits.dtype)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    wide = logits.float()
+    return wide if temperature == 1.0 else wide / temperature
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -29,27 +51,23 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chosen = torch.empty_like(normalisers)
         for start in range(0, len(targets), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            logits = _logits(hidden[rows], cast, temperature)
-            chosen[rows] = logits.gather(1, targets[rows, None])[:, 0]
-            normalisers[rows] = torch.logsumexp(logits, 1)
+            logits = hidden[rows] @ cast.t()
+            normalisers[rows], chosen[rows] = _log_softmax(logits, targets[rows], temperature)
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
-        return chosen - normalisers
+        return chosen
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # type: ignore[override]
         hidden, weight, targets, normalisers = ctx.saved_tensors
-        cast = weight.to(hidden.dtype)
+        cast, grad = weight.to(hidden.dtype), grad.contiguous()
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, len(targets), ctx.chunk_rows):
             rows = slice(start, start + ctx.chunk_rows)
-            logits = _logits(hidden[rows], cast, ctx.temperature)
-            # d logp[target] / d logits = onehot - softmax, over the temperature
-            scale = grad[rows, None] / ctx.temperature
-            grad_logits = logits.sub_(normalisers[rows, None]).exp_().mul_(-scale)
-            grad_logits.scatter_add_(1, targets[rows, None], scale)
-            narrow = grad_logits.to(hidden.dtype)
+            narrow = _log_softmax_backward(
+                hidden[rows] @ cast.t(), targets[rows], normalisers[rows], grad[rows], ctx.temperature
+            )
             torch.mm(narrow, cast, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight += narrow.t() @ hidden[rows]

@@ -1,7 +1,8 @@
 """The three element-wise pieces of a decoder layer, with backward passes that keep little.
 
 Each computes what the plain formula computes, in float32 inside where the Hugging Face models do,
-and saves only its inputs. `tests/model/test_decoder.py` holds them to the plain formula.
+and saves only its inputs. `tests/model/test_decoder.py` holds them to the plain formula. In bfloat16 on a
+CPU each is one pass of a compiled kernel where there is a compiler (`model/native`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posttrain.model.native import elementwise
 
-def _plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+
+def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    return weight.dtype == torch.float32 and elementwise.fits(x, dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    if _is_native(x, weight, dtype):
+        return elementwise.rms_norm(x, weight, eps)
     precise = torch.promote_types(weight.dtype, torch.float32)
-    return F.rms_norm(x.to(precise), weight.shape, weight.to(precise), eps)
+    return F.rms_norm(x.to(precise), weight.shape, weight.to(precise), eps).to(dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -23,11 +32,13 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return _plain_rms_norm(x, weight, eps).to(dtype)
+        return _rms_norm(x, weight, eps, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
+        if _is_native(x, weight, grad.dtype):
+            return *elementwise.rms_norm_backward(x, weight, grad, ctx.eps), None, None
         precise = torch.promote_types(weight.dtype, torch.float32)
         wide = x.to(precise)
         rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(ctx.eps))
@@ -48,15 +59,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = 
     out = x.dtype if dtype is None else dtype
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RMSNorm.apply(x, weight, eps, out)  # type: ignore[no-any-return]
-    return _plain_rms_norm(x, weight, eps).to(out)
+    return _rms_norm(x, weight, eps, out)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, *, sign: float = 1.0) -> Tensor:
     half = x.shape[-1] // 2
+    if cos.dtype == x.dtype and half % elementwise.LANES == 0 and elementwise.fits(x, x.dtype):
+        return elementwise.rotary(x, cos, sin, sign=sign)
     first, second = x[..., :half], x[..., half:]
     out = torch.empty_like(x)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
     return out
 
 
@@ -69,7 +82,7 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin), None, None
+        return _rotate(grad, cos, sin, sign=-1.0), None, None
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -83,15 +96,21 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _rotate(x, cos, sin)
 
 
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return elementwise.swiglu(gate, up) if elementwise.fits(gate, gate.dtype) else F.silu(gate).mul_(up)
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
+        if elementwise.fits(gate, grad.dtype):
+            return elementwise.swiglu_backward(gate, up, grad)
         grad_up = F.silu(gate).mul_(grad)
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
         return grad_gate, grad_up
@@ -101,4 +120,4 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, element by element (arXiv:2002.05202 eq. 5)."""
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return]
-    return F.silu(gate).mul_(up)
+    return _gated(gate, up)

@@ -6,6 +6,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posttrain.model.attention import round_up
+from posttrain.model.decoder import Shape
+from posttrain.model.native import attention as native
+from posttrain.model.ops import rotary
+from posttrain.rollout.engine.cache import Cache
+
+
+class Newest:
+    """One step of decoding: puts each sample's newest key and value into `cache` and attends to all of its keys.
+
+    `lengths` (A,) counts each sample's tokens, the newest included; sample a lies in slot a. cos and sin are the
+    (A', 1, D/2) angles of A' >= A rows, of which A count.
+    """
+
+    def __init__(self, cache: Cache, shape: Shape, lengths: Tensor, cos: Tensor, sin: Tensor) -> None:
+        self._cache, self._shape, self._lengths = cache, shape, lengths
+        self._cos, self._sin = cos, sin
+        if not cache.is_blocked:
+            self._longest = min(round_up(int(lengths.max())), cache.length)
+            self._bias = length_bias(lengths, self._longest, cache.dtype)
+            heads = torch.arange(len(lengths) * shape.num_kv_heads, device=lengths.device) * cache.length
+            self._places = heads + (lengths - 1).repeat_interleave(shape.num_kv_heads)
+
+    def attend(self, layer: int, projected: Tensor) -> Tensor:
+        """(A', heads * D) from the layer's (A', (heads + 2 kv_heads) * D) queries, keys and values."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        if self._cache.is_blocked:
+            angles = self._cos, self._sin
+            heads = self._shape.num_heads
+            return native.attend_newest(projected, *angles, keys, values, self._lengths, heads=heads)
+        rows, longest = len(self._lengths), self._longest
+        query, key, value = rotated(projected[:rows], self._shape, self._cos[:rows], self._sin[:rows])
+        keys.flatten(0, 2).index_copy_(0, self._places, key.flatten(0, 1))
+        values.flatten(0, 2).index_copy_(0, self._places, value.flatten(0, 1))
+        out = attend(query, keys[:rows, :, :longest], values[:rows, :, :longest], self._bias)
+        return F.pad(out, (0, 0, 0, len(projected) - rows))
+
+
+def rotated(projected: Tensor, shape: Shape, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(A, heads, D) queries and (A, kv_heads, D) keys, both rotated, and values."""
+    parts = projected.view(len(projected), -1, shape.head_dim)
+    turned = rotary(parts[:, : shape.num_heads + shape.num_kv_heads], cos, sin)
+    value = parts[:, shape.num_heads + shape.num_kv_heads :]
+    return turned[:, : shape.num_heads], turned[:, shape.num_heads :], value
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """(A, heads * D) softmax attention of one query per sample and head.

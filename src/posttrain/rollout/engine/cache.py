@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.model.attention import round_up
 from posttrain.model.decoder import Shape
+from posttrain.model.native import attention as native
 
 
 class Cache:
     """Keys and values, each (layers, slots, kv_heads, length, head_dim), for up to `slots` sequences.
 
     Slots are kept dense by their owner, who moves the last one into the place of one that ended.
+
+    Where the compiled kernel attends, `is_blocked`: keys lie in blocks of 16 positions with the dimension
+    outermost, so that it multiplies 16 keys at a time. A block's place and size are those of its positions.
     """
 
     def __init__(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> None:
         self._shape, self.dtype, self._device = shape, dtype, device
+        group = shape.num_heads // shape.num_kv_heads
+        self.is_blocked = native.fits(dtype, device, head_dim=shape.head_dim, group=group)
         self.keys = self.values = self._empty(0, 0)
 
     def _empty(self, slots: int, length: int) -> Tensor:
@@ -64,13 +71,18 @@ class Cache:
 
     def put(self, slot: int, keys: Tensor, values: Tensor) -> None:
         """Start slot `slot` with the keys and values, each (layers, kv_heads, length, head_dim), of a prompt."""
-        self.keys[:, slot, :, : keys.shape[2]] = keys
+        if self.is_blocked:
+            filled = F.pad(keys, (0, 0, 0, round_up(keys.shape[2]) - keys.shape[2]))
+            self.keys[:, slot, :, : filled.shape[2]] = native.in_blocks(filled)
+        else:
+            self.keys[:, slot, :, : keys.shape[2]] = keys
         self.values[:, slot, :, : values.shape[2]] = values
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` over slot `target`."""
         if source != target:
-            self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+            whole = round_up(length) if self.is_blocked else length  # a block's positions lie all over it
+            self.keys[:, target, :, :whole] = self.keys[:, source, :, :whole]
             self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
     def clear(self) -> None:

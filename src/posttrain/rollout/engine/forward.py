@@ -5,7 +5,7 @@ The residual stream is float32; matrix products and attention take the weights' 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.model.attention import attention, buckets, round_up
+from posttrain.model.attention import Layout, attention
 from posttrain.model.decoder import Angles, Shape
-from posttrain.model.ops import rms_norm, rotary
+from posttrain.model.native import elementwise
+from posttrain.model.ops import rms_norm, swiglu
 from posttrain.model.tree import MIN_SHARED, plant, shared_length
-from posttrain.rollout.engine.attend import attend, length_bias
+from posttrain.rollout.engine.attend import Newest, rotated
 from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.weights import EngineWeights, LayerWeights
 
@@ -27,30 +28,44 @@ def _entering(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) 
     return x.to(dtype) if weight is None else rms_norm(x, weight, eps, dtype)
 
 
-def _leaving(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """What a block adds to the residual stream: as it is in Llama, normalised in OLMo 2."""
-    return x if weight is None else rms_norm(x, weight, eps)
+def _added(
+    x: Tensor, y: Tensor, leaving: Tensor | None, entering: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The residual stream with a block's result added, normalised first in OLMo 2, and what the next block reads.
+
+    `x` may be overwritten.
+    """
+    if leaving is None and entering is not None and elementwise.fits(x, y.dtype):
+        return x, elementwise.add_rms_norm_(x, y, entering, eps)
+    x = x + (y if leaving is None else rms_norm(y, leaving, eps))
+    return x, _entering(x, entering, eps, y.dtype)
 
 
-def _project(layer: LayerWeights, x: Tensor, shape: Shape, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """(A, heads, D) queries and (A, kv_heads, D) keys, both rotated, and values."""
+def _project(layer: LayerWeights, x: Tensor, shape: Shape) -> Tensor:
+    """(A, (heads + 2 kv_heads) * D) queries, keys and values, normalised in OLMo 2, not rotated yet."""
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     qkv = layer.qkv(x)
-    if layer.query_norm is not None and layer.key_norm is not None:
-        query = rms_norm(qkv[:, :queries], layer.query_norm, shape.norm_eps)
-        key = rms_norm(qkv[:, queries : queries + keys], layer.key_norm, shape.norm_eps)
-        qkv = torch.cat([query, key, qkv[:, queries + keys :]], 1)
-    heads = qkv.view(len(x), -1, shape.head_dim)
-    rotated = rotary(heads[:, : shape.num_heads + shape.num_kv_heads], cos, sin)
-    value = heads[:, shape.num_heads + shape.num_kv_heads :]
-    return rotated[:, : shape.num_heads], rotated[:, shape.num_heads :], value
+    if layer.query_norm is None or layer.key_norm is None:
+        return qkv
+    query = rms_norm(qkv[:, :queries], layer.query_norm, shape.norm_eps)
+    key = rms_norm(qkv[:, queries : queries + keys], layer.key_norm, shape.norm_eps)
+    return torch.cat([query, key, qkv[:, queries + keys :]], 1)
 
 
-def _finish_layer(layer: LayerWeights, x: Tensor, attended: Tensor, shape: Shape) -> Tensor:
-    eps = shape.norm_eps
-    x = x + _leaving(layer.out(attended), layer.attention_out, eps)
-    gate, up = layer.gate_up(_entering(x, layer.mlp_in, eps, attended.dtype)).chunk(2, 1)
-    return x + _leaving(layer.down(F.silu(gate).mul_(up)), layer.mlp_out, eps)
+def _layers(
+    weights: EngineWeights, shape: Shape, x: Tensor, attend: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """(A, H) normalised hidden states; `attend(index, projected)` is a layer's attention, (A, heads * D)."""
+    eps, dtype = shape.norm_eps, weights.embedding.dtype
+    entering = _entering(x, weights.layers[0].attention_in, eps, dtype)
+    for index, layer in enumerate(weights.layers):
+        attended = attend(index, _project(layer, entering, shape))
+        x, entering = _added(x, layer.out(attended), layer.attention_out, layer.mlp_in, eps)
+        gate, up = layer.gate_up(entering).chunk(2, 1)
+        last = index + 1 == len(weights.layers)
+        following = weights.norm if last else weights.layers[index + 1].attention_in
+        x, entering = _added(x, layer.down(swiglu(gate, up)), layer.mlp_out, following, eps)
+    return entering
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +100,7 @@ def prefill(
     trunk = 0 if before is None else min(before.shared_with(prompt) for prompt in prompts)
     trunk = trunk if trunk >= MIN_SHARED else 0
     tree = plant(ids, lengths, trunk=trunk)
-    layout = buckets(tree, dtype=dtype, device=device, trunk=trunk)
+    layout = Layout(tree, dtype, device, trunk)
     run = tree.tokens[trunk:]
     positions = np.concatenate([np.arange(length) for length in lengths])[run]
     x = F.embedding(torch.from_numpy(ids[run]).to(device), weights.embedding).float()
@@ -95,14 +110,15 @@ def prefill(
     if before is not None:
         keys[:, :trunk] = before.keys[:, :, :trunk].transpose(1, 2)
         values[:, :trunk] = before.values[:, :, :trunk].transpose(1, 2)
-    for index, layer in enumerate(weights.layers):
-        entering = _entering(x, layer.attention_in, shape.norm_eps, dtype)
-        query, keys[index, trunk:], values[index, trunk:] = _project(layer, entering, shape, cos, sin)
-        attended = attention(query, keys[index], values[index], layout)
-        x = _finish_layer(layer, x, attended.flatten(1), shape)
+
+    def attend(index: int, projected: Tensor) -> Tensor:
+        query, keys[index, trunk:], values[index, trunk:] = rotated(projected, shape, cos, sin)
+        return attention(query, keys[index], values[index], layout).flatten(1)
+
+    hidden = _layers(weights, shape, x, attend)
     places = torch.from_numpy(tree.places).to(device)
     last = places[torch.tensor(lengths, device=device).cumsum(0) - 1] - trunk
-    logits = weights.head(rms_norm(x[last], weights.norm, shape.norm_eps, dtype))
+    logits = weights.head(hidden[last])
     rows = zip(np.split(ids, np.cumsum(lengths)[:-1]), places.split(lengths), strict=True)
     return logits, [
         Held(row, keys[:, at].transpose(1, 2).contiguous(), values[:, at].transpose(1, 2).contiguous())
@@ -119,17 +135,8 @@ def decode(
     `lengths` (A,) counts each sample's tokens, prompt and newest included; sample a lies in slot a.
     """
     rows, dtype = len(ids), weights.embedding.dtype
-    x = F.embedding(ids, weights.embedding).float()
-    cos, sin = angles.at(lengths - 1, dtype)
-    longest = min(round_up(int(lengths.max())), cache.length)
-    bias = length_bias(lengths, longest, dtype)
-    heads = torch.arange(rows * shape.num_kv_heads, device=x.device) * cache.length
-    newest = heads + (lengths - 1).repeat_interleave(shape.num_kv_heads)
-    for index, layer in enumerate(weights.layers):
-        entering = _entering(x, layer.attention_in, shape.norm_eps, dtype)
-        query, key, value = _project(layer, entering, shape, cos, sin)
-        cache.keys[index].flatten(0, 2).index_copy_(0, newest, key.flatten(0, 1))
-        cache.values[index].flatten(0, 2).index_copy_(0, newest, value.flatten(0, 1))
-        keys, values = cache.keys[index, :rows, :, :longest], cache.values[index, :rows, :, :longest]
-        x = _finish_layer(layer, x, attend(query, keys, values, bias), shape)
-    return weights.head(rms_norm(x, weights.norm, shape.norm_eps, dtype))
+    filled = F.pad(ids, (0, max(0, weights.least_rows - rows)))
+    x = F.embedding(filled, weights.embedding).float()
+    cos, sin = angles.at(F.pad(lengths - 1, (0, len(filled) - rows)), dtype)
+    newest = Newest(cache, shape, lengths, cos, sin)
+    return weights.head(_layers(weights, shape, x, newest.attend))[:rows]

@@ -56,6 +56,8 @@ class EngineWeights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Linear
+    least_rows: int
+    """Rows that a step is filled up to: packed weights meet four rows sooner than one."""
 
     @classmethod
     def of(
@@ -96,6 +98,7 @@ class EngineWeights:
                 key_norm=norm(attention + "k_norm.weight"),
             )
 
+        least_rows = 4 if pack is not None else 1
         final = norm("model.norm.weight")
         assert final is not None
         return cls(
@@ -103,4 +106,5 @@ class EngineWeights:
             layers=tuple(layer(index) for index in range(shape.num_layers)),
             norm=final,
             head=fused("model.embed_tokens.weight" if shape.tied else "lm_head.weight"),
+            least_rows=least_rows,
         )

@@ -1,0 +1,128 @@
+"""The attention kernels on tensors: over the segments of a tree, and over a cache of keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posttrain.model.native.build import LANES, call, library
+from posttrain.model.tree import Tree
+
+_CHUNK = 64
+"""Query tokens of one task; attention.cpp has the same."""
+_MOST_HEADS = 64
+"""Query heads that may share a key head."""
+_LONGEST_HEAD = 256
+
+
+def fits(dtype: torch.dtype, device: torch.device, *, head_dim: int, group: int) -> bool:
+    """Whether the kernels take such heads: bfloat16 on a CPU."""
+    return (
+        dtype == torch.bfloat16
+        and device.type == "cpu"
+        and head_dim % (2 * LANES) == 0
+        and head_dim <= _LONGEST_HEAD
+        and group <= _MOST_HEADS
+        and library() is not None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """A tree's segments as the kernel reads them; all arrays int64."""
+
+    lines: np.ndarray
+    """Packed tokens of each segment's keys, ancestors first, one segment after the other."""
+    offsets: np.ndarray
+    firsts: np.ndarray
+    lengths: np.ndarray
+    depths: np.ndarray
+    tasks: np.ndarray
+    """(tasks, 2): a segment and its first query token of at most 64."""
+
+    @classmethod
+    def of(cls, tree: Tree, *, trunk: int = 0) -> Self:
+        """The first `trunk` packed tokens are keys only, and queries are counted from them."""
+        segments = [s for s in tree.segments if s.start >= trunk]
+        lines = [tree.ancestry(s) for s in segments]
+        tasks = [(i, begin) for i, s in enumerate(segments) for begin in range(0, s.length, _CHUNK)]
+        # the long ones first, so that no thread is left with one at the end
+        tasks.sort(key=lambda task: -(segments[task[0]].depth + task[1]))
+        return cls(
+            lines=np.concatenate(lines),
+            offsets=np.cumsum([0, *(len(line) for line in lines[:-1])]),
+            firsts=np.array([s.start - trunk for s in segments]),
+            lengths=np.array([s.length for s in segments]),
+            depths=np.array([s.depth for s in segments]),
+            tasks=np.array(tasks),
+        )
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """`x` (N, heads, D) with whole rows, as they are or copied."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
+def attend_segments(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+    """(M, heads, D) attention of each query over its keys, and (M, heads) float32 normalisers (nats).
+
+    query is (M, heads, D), key and value (T, kv_heads, D), bfloat16, in the tree's packed order.
+    """
+    query, key, value = map(_by_rows, (query, key, value))
+    rows, heads, size = query.shape
+    kv_heads = key.shape[1]
+    out = torch.empty(query.shape, dtype=query.dtype)
+    normalisers = torch.empty(rows, heads)
+    # every key head of a task in turn
+    tasks = np.empty((len(spans.tasks), kv_heads, 3), np.int64)
+    tasks[:, :, 0], tasks[:, :, 2] = spans.tasks[:, :1], spans.tasks[:, 1:]
+    tasks[:, :, 1] = np.arange(kv_heads)
+    arrays = (spans.lines, spans.offsets, spans.firsts, spans.lengths, spans.depths, tasks)
+    strided = [part for x in (query, key, value) for part in (x.data_ptr(), x.stride(0))]
+    call(
+        "attend_segments",
+        *strided,
+        *(array.ctypes.data for array in arrays),
+        *(len(spans.tasks) * kv_heads, heads, kv_heads, size),
+        *(out.data_ptr(), normalisers.data_ptr()),
+    )
+    return out, normalisers
+
+
+def attend_newest(
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    heads: int,
+) -> Tensor:
+    """(A', heads * D): rotates each newest token, puts its key and value into the cache and attends to all there.
+
+    projected is (A', (heads + 2 kv_heads) * D): queries, keys, values; cos and sin (A', 1, D/2). keys and values
+    are one layer's, (slots, kv_heads, capacity, D), keys as `in_blocks`. lengths (A,) int64 counts the tokens of
+    slot a with the newest; rows beyond A are zero.
+    """
+    _, kv_heads, capacity, size = keys.shape
+    rows = len(projected)
+    out = (torch.empty if rows == len(lengths) else torch.zeros)(rows, heads * size, dtype=projected.dtype)
+    call(
+        "attend_newest",
+        *(x.data_ptr() for x in (projected, cos, sin, keys, values, lengths)),
+        *(len(lengths), capacity, heads, kv_heads, size),
+        out.data_ptr(),
+    )
+    return out
+
+
+def in_blocks(keys: Tensor) -> Tensor:
+    """(..., n, D) keys, n a multiple of 16, as the cache lays them out: the same shape, blocks of (D, 16)."""
+    *rest, length, size = keys.shape
+    blocks = keys.reshape(*rest, length // LANES, LANES, size).transpose(-1, -2)
+    return blocks.reshape(*rest, length, size)

@@ -1,0 +1,72 @@
+// Sixteen float32 lanes by GCC's and Clang's vector extension: one source for every processor, wide or narrow.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint16_t bf16;
+
+constexpr int LANES = 16;
+constexpr float MINUS_INFINITY = -__builtin_inff();
+
+static inline vf splat(float x) { return x - vf{}; }
+static inline vf load(const float *p) { return *reinterpret_cast<const vf *>(p); }
+static inline void store(float *p, vf x) { *reinterpret_cast<vf *>(p) = x; }
+
+static inline vf load(const bf16 *p) {
+    vu wide = __builtin_convertvector(*reinterpret_cast<const vh *>(p), vu) << 16;
+    return reinterpret_cast<vf &>(wide);
+}
+
+// To nearest, ties to even, NaN stays NaN: what torch's cast does.
+static inline void store(bf16 *p, vf x) {
+    vu bits = reinterpret_cast<vu &>(x);
+    vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    vu nan = reinterpret_cast<const vu &>(static_cast<const vi &>(x != x));
+    *reinterpret_cast<vh *>(p) = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), vh);
+}
+
+static inline float widen(float x) { return x; }
+static inline float widen(bf16 x) {
+    uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+static inline vf choose(vi mask, vf yes, vf no) {
+    vi a = reinterpret_cast<vi &>(yes), b = reinterpret_cast<vi &>(no), c = (a & mask) | (b & ~mask);
+    return reinterpret_cast<vf &>(c);
+}
+static inline vf larger(vf a, vf b) { return choose(a > b, a, b); }
+
+static inline float sum(vf x) {
+    float total = 0.0f;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+static inline float largest(vf x) {
+    float found = x[0];
+    for (int i = 1; i < LANES; i++) found = x[i] > found ? x[i] : found;
+    return found;
+}
+
+// e^x to 2 units in the last place; 0 below -87.3 (minus infinity too), and NaN stays NaN.
+static inline vf exponential(vf x) {
+    const vf top = splat(88.0f);
+    vf kept = choose(x > top, top, choose(x < splat(-87.3f), splat(-87.3f), x));
+    vf turns = kept * 1.44269504088896341f + 12582912.0f;  // the sum rounds to a whole number in its low bits
+    vf n = turns - 12582912.0f;
+    vf r = kept - n * 0.693359375f - n * -2.12194440e-4f;
+    vf y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    vi power = (__builtin_convertvector(n, vi) + 127) << 23;
+    return choose(x < splat(-87.3f), vf{}, y * reinterpret_cast<vf &>(power));
+}

@@ -1,0 +1,213 @@
+"""The compiled kernels against float64 formulas, and against themselves in other company."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from posttrain.model.attention import Layout, _plain, attention
+from posttrain.model.logprobs import token_logprobs
+from posttrain.model.native import attention as kernels
+from posttrain.model.native import build, elementwise
+from posttrain.model.tree import plant
+
+pytestmark = pytest.mark.skipif(build.library() is None, reason=f"no kernels: {build.status()}")
+BF16 = torch.bfloat16
+CPU = torch.device("cpu")
+
+
+def normal(*size: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return (torch.randn(*size, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def is_rounded(found: torch.Tensor, exact: torch.Tensor, *, off: float = 0.002) -> bool:
+    """Whether `found` is `exact` (float64) rounded to bfloat16, all but a share `off` that lie between two numbers."""
+    wrong = found != exact.to(BF16)
+    near = (found.double() - exact).abs() <= exact.abs() * 2**-7 + 1e-5
+    return bool(near.all()) and float(wrong.float().mean()) <= off
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("rows", [1, 3, 37])
+def test_rms_norm(dtype, rows):
+    x, weight = normal(rows, 48, dtype=dtype), normal(48, seed=1, dtype=torch.float32)
+    grad = normal(rows, 48, seed=2)
+    exact = x.double().requires_grad_(), weight.double().requires_grad_()
+    wanted = exact[0] * (exact[0].square().mean(-1, keepdim=True) + 1e-5).rsqrt() * exact[1]
+    assert is_rounded(elementwise.rms_norm(x, weight, 1e-5), wanted.detach())
+    gradients = torch.autograd.grad((wanted * grad.double()).sum(), exact)
+    found = elementwise.rms_norm_backward(x, weight, grad, 1e-5)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.01
+    torch.testing.assert_close(found[0].double(), gradients[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found[1].double(), gradients[1], rtol=1e-5, atol=1e-5)
+
+
+def test_adding_and_norming_is_the_one_after_the_other():
+    x, y, weight = normal(5, 64, dtype=torch.float32), normal(5, 64, seed=1), torch.rand(64) + 0.5
+    total = x + y
+    wanted = elementwise.rms_norm(total, weight, 1e-6)
+    assert torch.equal(elementwise.add_rms_norm_(x, y, weight, 1e-6), wanted)
+    assert torch.equal(x, total)
+
+
+def test_swiglu():
+    both = normal(9, 192, scale=4.0)
+    gate, up = both.chunk(2, 1)  # rows that lie apart
+    grad = normal(9, 96, seed=1)
+    exact = [t.double().requires_grad_() for t in (gate, up)]
+    wanted = F.silu(exact[0]) * exact[1]
+    assert is_rounded(elementwise.swiglu(gate, up), wanted.detach())
+    gradients = torch.autograd.grad((wanted * grad.double()).sum(), exact)
+    for found, expected in zip(elementwise.swiglu_backward(gate, up, grad), gradients, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=1e-5)
+
+
+def test_rotary_turns_by_the_angle_and_back():
+    x = normal(7, 5, 64)
+    angles = torch.rand(7, 1, 32, generator=torch.Generator().manual_seed(1)) * 6
+    cos, sin = angles.cos().to(BF16), angles.sin().to(BF16)
+    first, second = x.double().chunk(2, 2)
+    wanted = torch.cat([first * cos - second * sin, second * cos + first * sin], 2)
+    assert is_rounded(elementwise.rotary(x, cos, sin), wanted)
+    back = torch.cat([first * cos + second * sin, second * cos - first * sin], 2)
+    assert is_rounded(elementwise.rotary(x, cos, sin, sign=-1.0), back)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("vocab", [64, 5008])
+def test_log_softmax(vocab, temperature):
+    logits, targets = normal(11, vocab, scale=5.0), torch.arange(11) * 5
+    grad = normal(11, seed=2, dtype=torch.float32)
+    exact = logits.double().requires_grad_()
+    wanted = (exact / temperature).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    normalisers, chosen = elementwise.log_softmax(logits, targets, temperature)
+    torch.testing.assert_close(chosen.double(), wanted.detach(), rtol=1e-6, atol=1e-5)
+    (gradient,) = torch.autograd.grad((wanted * grad.double()).sum(), exact)
+    found = elementwise.log_softmax_backward_(logits.clone(), targets, normalisers, grad, temperature)
+    torch.testing.assert_close(found.double(), gradient, rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-40, 0.0])
+def test_extreme_numbers_come_out_as_torch_has_them(value):
+    logits = normal(1, 64)
+    logits[0, 5] = value
+    targets = torch.tensor([7])
+    found = elementwise.log_softmax(logits, targets, 1.0)[1]
+    wanted = logits.float().log_softmax(1)[0, 7]
+    torch.testing.assert_close(found[0], wanted, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+ROWS = {
+    "alone": [300],
+    "short": [1, 2, 15, 16, 17],
+    "long": [700, 33],
+    "shared": [(45, 5), (45, 60), (45, 300)],
+}
+
+
+def forest(case: str):
+    """Token rows; a pair is a start that the case's rows share, and what follows."""
+    stream = np.random.default_rng(0)
+    start = stream.integers(0, 1000, 45)
+    rows = [
+        np.concatenate([start, stream.integers(0, 1000, n[1])])
+        if isinstance(n, tuple)
+        else stream.integers(0, 1000, n)
+        for n in ROWS[case]
+    ]
+    return plant(np.concatenate(rows), [len(row) for row in rows]), [len(row) for row in rows]
+
+
+@pytest.mark.parametrize("case", ROWS)
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 4, 128), (8, 1, 32)])
+def test_attention_over_segments_and_over_the_cache_is_one_to_the_bit(case, heads, kv_heads, size):
+    """Both are the float64 formula rounded, and what the learner computes is what the engine computed."""
+    tree, lengths = forest(case)
+    total = len(tree.tokens)
+    query, key, value = (normal(total, h, size, seed=i) for i, h in enumerate((heads, kv_heads, kv_heads)))
+    layout = Layout(tree, BF16, CPU)
+    found, normalisers = kernels.attend_segments(query, key, value, layout.spans)
+    exact = _plain(query.double(), key.double(), value.double(), Layout(tree, torch.float64, CPU))
+    assert is_rounded(found, exact, off=0.01)
+    assert normalisers.isfinite().all()
+
+    capacity = -(-max(lengths) // 32) * 32
+    keys = torch.zeros(len(lengths), kv_heads, capacity, size, dtype=BF16)
+    values, last, start = keys.clone(), [], 0
+    for slot, length in enumerate(lengths):
+        places = torch.from_numpy(tree.places[start : start + length])
+        start, last = start + length, [*last, int(places[-1])]
+        keys[slot, :, : length - 1] = key[places[:-1]].transpose(0, 1)
+        values[slot, :, : length - 1] = value[places[:-1]].transpose(0, 1)
+    unturned = torch.ones(len(last), 1, size // 2, dtype=BF16)  # cos of no angle
+    newest = torch.cat([query[last], key[last], value[last]], 1).flatten(1)
+    out = kernels.attend_newest(
+        newest, unturned, unturned * 0, kernels.in_blocks(keys), values, torch.tensor(lengths), heads=heads
+    )
+    assert torch.equal(out.view(-1, heads, size), found[last])
+
+
+def test_rows_alone_and_in_a_crowd_are_equal_to_the_bit():
+    tree, lengths = forest("short")
+    query, key, value = (normal(len(tree.tokens), h, 64, seed=h) for h in (6, 2, 2))
+    together = attention(query, key, value, Layout(tree, BF16, CPU))
+    start = 0
+    for length in lengths:
+        ids = np.arange(length)
+        places = tree.places[start : start + length]
+        start += length
+        alone = attention(query[places], key[places], value[places], Layout(plant(ids, [length]), BF16, CPU))
+        assert torch.equal(alone, together[places])
+
+
+def test_gradients_through_the_kernels_are_as_near_as_pytorchs(monkeypatch):
+    """bfloat16 attention and log-probabilities against float64, with the kernels and without."""
+    tree, _ = forest("shared")
+    made = [normal(len(tree.tokens), h, 64, seed=h) for h in (9, 3, 3)]
+    hidden, weight = normal(40, 64, seed=5), normal(5008, 64, seed=6, dtype=torch.float32)
+    targets = torch.arange(40)
+
+    def gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in made]
+        out = attention(*inputs, Layout(tree, dtype, CPU))
+        leaves = [
+            hidden.to(dtype).requires_grad_(),
+            weight.to(torch.promote_types(dtype, torch.float32)).requires_grad_(),
+        ]
+        scores = token_logprobs(leaves[0], leaves[1], targets)
+        return [
+            *torch.autograd.grad((out * out.detach()).sum(), inputs),
+            *torch.autograd.grad(scores.sum(), leaves),
+        ]
+
+    exact, ours = gradients(torch.float64), gradients(BF16)
+    monkeypatch.setattr(elementwise, "library", lambda: None)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    theirs = gradients(BF16)
+    for truth, native, plain in zip(exact, ours, theirs, strict=True):
+        errors = [
+            float((x.double() - truth.double()).norm() / truth.double().norm()) for x in (native, plain)
+        ]
+        assert errors[0] < 1.3 * errors[1] + 1e-3
+        assert errors[0] < 0.02
+
+
+@pytest.mark.parametrize("setting", [{"POSTTRAIN_NATIVE": "0"}, {"CXX": "/nowhere/c++"}, {"CXX": "false"}])
+def test_without_a_compiler_there_are_no_kernels_and_no_error(setting, monkeypatch, tmp_path):
+    """The status says why."""
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path))
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    code = (
+        "from posttrain.model.native import build; assert build.library() is None; print(build.status());"
+        "import torch; from posttrain.model.ops import swiglu;"
+        "x = torch.ones(2, 32).bfloat16(); print(swiglu(x, x)[0, 0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert next(iter(setting.values())) in done.stdout
+    assert "0.7305" in done.stdout  # 1 / (1 + 1/e), rounded
