@@ -15,7 +15,7 @@ from posttrain.rollout.engine.draw import draw, uniforms
 from posttrain.rollout.sampler import Sampling
 from posttrain.train.seeds import seed_of
 
-VOCAB = 600
+VOCAB = 608
 """Two blocks and a half of the two-step search."""
 
 LAST = float(np.nextafter(np.float32(1), np.float32(0)))
@@ -91,9 +91,10 @@ def test_uniforms_do_not_depend_on_the_batch(pairs):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
-def test_draws_follow_the_softmax(temperature):
-    """20,000 streams, one draw each. Closes T38."""
-    logits = random_logits()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_draws_follow_the_softmax(temperature, dtype):
+    """20,000 streams, one draw each; bfloat16 on a CPU goes through the compiled kernel. Closes T38."""
+    logits = random_logits().to(dtype)
     ids, logprobs = draw(logits.expand(20_000, -1), Sampling(temperature=temperature), stream(20_000))
     exact = torch.log_softmax(logits.double() / temperature, 0)
     assert_distributed(ids, exact.exp())
@@ -146,11 +147,12 @@ def test_the_whole_interval_is_shared_out_by_the_cumulative_distribution():
     torch.testing.assert_close(logprobs.exp(), expected)
 
 
-def test_greedy_takes_the_likeliest_and_reports_its_log_probability():
-    logits = torch.stack([random_logits(), random_logits().flip(0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_takes_the_likeliest_and_reports_its_log_probability(dtype):
+    logits = torch.stack([random_logits(), random_logits().flip(0)]).to(dtype)
     ids, logprobs = draw(logits, Sampling(temperature=0.0), torch.tensor([0.0, LAST]))
     assert ids.tolist() == logits.argmax(1).tolist()
-    torch.testing.assert_close(logprobs, torch.log_softmax(logits, 1).amax(1))
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits.float(), 1).amax(1))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def sparse_cases() -> tuple[torch.Tensor, torch.Tensor]:
     for _ in range(60):
         logits = torch.full((VOCAB,), float("-inf"))
         live = torch.randperm(VOCAB, generator=generator)[:6]
-        logits[live] = torch.randn(6, generator=generator) * 3
+        logits[live] = (torch.randn(6, generator=generator) * 3).bfloat16().float()
         steps = torch.softmax(logits, 0).cumsum(0)[live].numpy()
         near = [steps, np.nextafter(steps, np.float32(0)), np.nextafter(steps, np.float32(1))]
         for point in np.clip(np.concatenate([*near, [0.0, LAST]]).astype(np.float32), 0, LAST):
@@ -185,17 +187,19 @@ def sparse_cases() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(rows), torch.tensor(points)
 
 
-def test_a_token_without_mass_is_never_drawn():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_without_mass_is_never_drawn(dtype):
     """Rounding at the steps of the distribution must not leave it: its log-probability would be -inf."""
     logits, points = sparse_cases()
-    ids, logprobs = draw(logits, Sampling(), points)
+    ids, logprobs = draw(logits.to(dtype), Sampling(), points)
     assert logits.gather(1, ids[:, None]).isfinite().all()
     assert logprobs.isfinite().all()
 
 
-def test_a_uniform_that_rounds_up_to_one():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_uniform_that_rounds_up_to_one(dtype):
     """float64 numbers just below 1 become float32 1; the draw must stay among the tokens that have mass."""
-    logits = torch.full((1, VOCAB), float("-inf"))
+    logits = torch.full((1, VOCAB), float("-inf"), dtype=dtype)
     logits[0, 3], logits[0, 5] = 0.0, 0.0
     for sampling in (Sampling(), Sampling(top_k=2), Sampling(top_p=0.99)):
         ids, logprobs = draw(logits, sampling, torch.ones(1))
@@ -203,10 +207,11 @@ def test_a_uniform_that_rounds_up_to_one():
         assert logprobs.exp().item() == pytest.approx(0.5)
 
 
-def test_rows_do_not_meet():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_do_not_meet(dtype):
     """A row's draw does not depend on the rows beside it, of which there are more than are drawn at once."""
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(37, VOCAB, generator=generator)
+    logits = torch.randn(37, VOCAB, generator=generator).to(dtype)
     points = stream(37)
     for sampling in (Sampling(), Sampling(top_p=0.5), Sampling(temperature=0.0)):
         ids, logprobs = draw(logits, sampling, points)
@@ -224,9 +229,10 @@ def test_logits_are_left_as_they_were():
     assert torch.equal(logits, before)
 
 
-def test_large_logits_do_not_overflow():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_logits_do_not_overflow(dtype):
     """Closes T17."""
-    logits = random_logits() * 1e4
+    logits = (random_logits() * 1e4).to(dtype)
     ids, logprobs = draw(logits.expand(50, -1), Sampling(), stream(50))
     assert set(ids.tolist()) == {logits.argmax().item()}
     assert logprobs.abs().max() < 1e-6

@@ -16,7 +16,7 @@ import torch
 
 from posttrain.model.cache import cache_dir
 
-_SOURCES = ("elementwise.cpp", "attention.cpp")
+_SOURCES = ("elementwise.cpp", "attention.cpp", "sampling.cpp")
 _HEADERS = ("vector.h",)
 _FLAGS = (
     "-std=c++17",
@@ -45,6 +45,8 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rotary_bfloat16": (_P, _N, _P, _P, _P, _N, _N, _N, _F),
     "log_softmax_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
     "log_softmax_backward_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
+    "draw_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
+    "draw_likeliest_bfloat16": (_P, _P, _P, _N, _N),
     "attend_segments": (*(_P, _N) * 3, *(_P,) * 6, _N, _N, _N, _N, _P, _P),
     "attend_newest": (*(_P,) * 6, _N, _N, _N, _N, _N, _P),
 }

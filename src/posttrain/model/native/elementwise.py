@@ -1,4 +1,4 @@
-"""The element-wise kernels on tensors: each takes what `fits` says, in one pass over memory."""
+"""The element-wise and row-wise kernels on tensors: each takes what `fits` says, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -102,3 +102,23 @@ def log_softmax_backward_(
     pointers = (t.data_ptr() for t in (logits, targets, normalisers, grad))
     call("log_softmax_backward_bfloat16", *pointers, *logits.shape, temperature)
     return logits
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(A,) ids from softmax(logits / temperature) by one uniform number each, and their log-probabilities (nats).
+
+    logits is (A, V) bfloat16, uniform (A,) float32 in [0, 1).
+    """
+    logits = logits.contiguous()
+    ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    pointers = (t.data_ptr() for t in (logits, uniform, ids, logprobs))
+    call("draw_bfloat16", *pointers, *logits.shape, temperature)
+    return ids, logprobs
+
+
+def draw_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(A,) first of each row's likeliest ids, and their log-probabilities at temperature 1 (nats)."""
+    logits = logits.contiguous()
+    ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    call("draw_likeliest_bfloat16", *(t.data_ptr() for t in (logits, ids, logprobs)), *logits.shape)
+    return ids, logprobs

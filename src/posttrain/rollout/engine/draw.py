@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posttrain.model.native import elementwise
 from posttrain.rollout.sampler import Sampling
 
 _BLOCK = 256
@@ -34,11 +35,17 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     its log-probability at temperature 1. With top_p < 1 or top_k > 0 the log-probabilities are those of the
     renormalised set that was drawn from.
     """
+    is_whole = sampling.top_p == 1.0 and sampling.top_k == 0
+    is_native = logits.dtype == torch.bfloat16 and elementwise.fits(logits)
     if sampling.temperature == 0:
+        if is_native:
+            return elementwise.draw_likeliest(logits)
         wide = logits.float()
         ids = wide.argmax(1)
         return ids, wide.gather(1, ids[:, None])[:, 0] - wide.logsumexp(1)
-    if sampling.top_p < 1.0 or sampling.top_k > 0:
+    if is_whole and is_native:
+        return elementwise.draw(logits, uniform, sampling.temperature)
+    if not is_whole:
         return _by_blocks(_truncate(logits.float() / sampling.temperature, sampling), 1.0, uniform)
     parts = [
         _by_blocks(rows, sampling.temperature, u)
