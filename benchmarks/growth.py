@@ -58,7 +58,7 @@ def engine(counts: list[int], *, new_tokens: int, runs: int) -> list[dict[str, A
             "samples": 1,
         }
         one = Contestant(
-            "posttrain", "generate_posttrain.py", settings, "", environment={"GOMP_SPINCOUNT": "1000"}
+            "posttrain", "generate_posttrain.py", settings, "", environment={"GOMP_SPINCOUNT": "10000"}
         )
         median = race([one], runs=runs)["posttrain"]["median"]
         found.append(

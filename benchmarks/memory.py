@@ -171,7 +171,7 @@ def write_recipe(folder: Path, model: Path, case: Case) -> Path:
 def measure(recipe: Path, environment: dict[str, str]) -> dict[str, Any]:
     """Predicted and measured peak (GiB) of a run in a process of its own."""
     base = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    env = base | environment | {"POSTTRAIN_CACHE": str(recipe.parent / "cache"), "GOMP_SPINCOUNT": "1000"}
+    env = base | environment | {"POSTTRAIN_CACHE": str(recipe.parent / "cache"), "GOMP_SPINCOUNT": "10000"}
     command = [sys.executable, "-m", "posttrain"]
     planned = subprocess.run(
         [*command, "plan", str(recipe), "--devices", "cpu", "--json"],

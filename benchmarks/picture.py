@@ -19,6 +19,7 @@ TITLES = {
     "sft": "SFT",
     "dpo": "DPO",
     "grpo": "GRPO step",
+    "lm_eval": "GSM8K, 8 exemplars",
 }
 INK, BAR, PEER, GRID = "#1f2430", "#2f6f9f", "#b8c0cc", "#e6e8ec"
 
@@ -37,12 +38,11 @@ def bars() -> list[tuple[str, str, float, float | None]]:
             if times is not None:
                 found.append((TITLES.get(name, name), key.split("/")[1], times, None))
     for name, row in load("training").items():
-        peers = [key.removesuffix(": speed") for key in row["ratios"] if key.endswith(": speed")]
-        found += [
-            (TITLES[name], peer, row["ratios"][f"{peer}: speed"], row["ratios"][f"{peer}: memory"])
-            for peer in peers
-        ]
-    return found
+        if "speed" in row["ratios"]:
+            found.append((TITLES[name], "TRL", row["ratios"]["speed"], row["ratios"]["memory"]))
+    against = "lm-evaluation-harness"
+    times = [row["ratios"]["posttrain/lm-eval"] for row in load("lm_eval").values()]
+    return found + [(TITLES["lm_eval"], against, time, None) for time in times if time is not None]
 
 
 def curves(axes: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from harness.race import PEERS, Contestant, race, ratio, write
+from harness.race import PEERS, Contestant, audition, race, ratio, write
 from harness.workload import gsm8k, model_folder
 
 AUTOCAST = {"weights": "float32", "autocast": True}
@@ -36,31 +36,48 @@ def workload(stage: str, *, scale: float) -> dict[str, Any]:
     }
 
 
-def contestants(stage: str, work: dict[str, Any]) -> list[Contestant]:
-    """Ours, and TRL in the settings that were tried for it."""
-    base = work | {"stage": stage, "model": model_folder()}
-    ours = base | {"dtype": "auto", "max_tokens": 2048}
-    found = [
-        Contestant(
-            "posttrain", "train_posttrain.py", ours, "as shipped", environment={"GOMP_SPINCOUNT": "1000"}
-        )
-    ]
+def ours(stage: str, work: dict[str, Any]) -> Contestant:
+    """This package, as `posttrain run` does it."""
+    settings = work | {"stage": stage, "model": model_folder(), "dtype": "auto", "max_tokens": 2048}
+    spin = {"GOMP_SPINCOUNT": "10000"}
+    return Contestant("posttrain", "train_posttrain.py", settings, "as shipped", environment=spin)
+
+
+def candidates(stage: str, work: dict[str, Any]) -> list[Contestant]:
+    """TRL in each of the settings that are tried for it."""
     rows = len(work["rows"])
     batch = work.get("batch", rows * work.get("samples", 1))
-    tries = {
-        "trl autocast": AUTOCAST | {"micro_batch": batch, "accumulate": 1},
-        "trl bfloat16": PURE | {"micro_batch": batch, "accumulate": 1},
-    }
-    if stage == "grpo":
-        # the whole step's logits at once need tens of gigabytes, so its micro-batch is a quarter
-        tries = {
-            name: tried | {"micro_batch": max(2, batch // 4), "accumulate": min(4, batch // 2)}
-            for name, tried in tries.items()
-        }
-    for name, tried in tries.items():
-        note = f"no gradient checkpointing, fused AdamW, pages kept as ours; {tried}"
-        found.append(Contestant(name, "train_trl.py", base | tried, note, PEERS, KEEP))
+    # of a whole GRPO step the logits alone need tens of gigabytes
+    sizes = (batch, batch // 4) if stage != "grpo" else (batch // 4, batch // 8)
+    found = []
+    for precision, values in {"autocast": AUTOCAST, "bfloat16": PURE}.items():
+        for size in dict.fromkeys(max(2, size) for size in sizes):
+            part = values | {"micro_batch": size, "accumulate": max(1, batch // size)}
+            settings = work | {"stage": stage, "model": model_folder()} | part
+            note = f"fused AdamW, no gradient checkpointing, pages kept as ours does; {part}"
+            name = f"trl {precision}, micro-batch {size}"
+            found.append(Contestant(name, "train_trl.py", settings, note, PEERS, KEEP))
     return found
+
+
+def measure(stage: str, *, scale: float, runs: int) -> dict[str, Any]:
+    """The stage's figures: TRL's settings each once by themselves, then the fastest of them against ours."""
+    work, figure = workload(stage, scale=scale), FIGURES[stage]
+    best, tried = audition(candidates(stage, work))
+    found = race([ours(stage, work), *([best] if best else [])], runs=runs)
+    amount = (found["posttrain"].get("median") or {}).get(figure)
+    for contestant in found.values():
+        contestant["settings"] = {
+            k: v for k, v in contestant["settings"].items() if k not in ("rows", "model")
+        }
+        for run in [*contestant["runs"], *filter(None, [contestant.get("median")])]:
+            # the same work, so ours counts the tokens for both
+            run[f"{figure}_per_second"] = amount / run["seconds"]
+    ratios: dict[str, Any] = {}
+    if best and "median" in found[best.name]:
+        ratios["speed"] = ratio(found, "posttrain", best.name, f"{figure}_per_second")
+        ratios["memory"] = found["posttrain"]["peak_rss_gib"] / found[best.name]["peak_rss_gib"]
+    return found | {"tried for trl": tried, "ratios": ratios}
 
 
 def main() -> None:
@@ -74,24 +91,9 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for stage in args.stages.split(","):
         print(stage)
-        found = race(contestants(stage, workload(stage, scale=args.scale)), runs=args.runs)
-        figure = FIGURES[stage]
-        amount = (found["posttrain"].get("median") or {}).get(figure)
-        ratios: dict[str, Any] = {}
-        for contestant in found.values():
-            contestant["settings"] = {
-                k: v for k, v in contestant["settings"].items() if k not in ("rows", "model")
-            }
-            for run in [*contestant["runs"], *filter(None, [contestant.get("median")])]:
-                # the same work, so ours counts the tokens for both
-                run[f"{figure}_per_second"] = amount / run["seconds"]
-        for name in found:
-            if name != "posttrain" and "median" in found[name]:
-                ratios[f"{name}: speed"] = ratio(found, "posttrain", name, f"{figure}_per_second")
-                ratios[f"{name}: memory"] = found["posttrain"]["peak_rss_gib"] / found[name]["peak_rss_gib"]
-        rows[stage] = found | {"ratios": ratios}
-        print(f"  {ratios}")
-    write(args.out, rows)
+        rows[stage] = measure(stage, scale=args.scale, runs=args.runs)
+        print(f"  {rows[stage]['ratios']}")
+        write(args.out, rows)  # after each stage: the next may take an hour
 
 
 if __name__ == "__main__":

@@ -54,40 +54,79 @@ def answer(process: subprocess.Popen[str], name: str) -> dict[str, Any]:
     return found
 
 
+def _ask(process: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    assert process.stdin is not None
+    process.stdin.write("run\n")
+    process.stdin.flush()
+    figures = answer(process, name)
+    print(f"  {name}: {figures}", file=sys.stderr, flush=True)
+    return figures
+
+
+def _end(process: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    """Close its input, which ends it; its peak memory."""
+    assert process.stdin is not None
+    process.stdin.close()
+    peak = answer(process, name)
+    process.wait()
+    return peak
+
+
+def audition(
+    candidates: Sequence[Contestant], *, warm_ups: int = 0
+) -> tuple[Contestant | None, dict[str, Any]]:
+    """The fastest of a peer's settings, and what each came to: run once, by itself, with the memory its own."""
+    tried: dict[str, Any] = {}
+    for candidate in candidates:
+        if not candidate.python.exists():
+            return None, {candidate.name: "its environment is not there; run `make bench-setup`"}
+        process = candidate.start()
+        try:
+            answer(process, candidate.name)
+            for _ in range(warm_ups):
+                _ask(process, candidate.name)
+            tried[candidate.name] = _ask(process, candidate.name) | _end(process, candidate.name)
+        except (RuntimeError, BrokenPipeError) as error:
+            tried[candidate.name] = str(error)
+    finished = [c for c in candidates if isinstance(tried[c.name], dict)]
+    return min(finished, key=lambda c: tried[c.name]["seconds"], default=None), tried
+
+
 def race(contestants: Sequence[Contestant], *, runs: int, warm_ups: int = 1) -> dict[str, Any]:
     """`runs` turns for each contestant after `warm_ups` that do not count; every figure, and peak memory.
 
-    A contestant whose environment is not there is left out and named, as is one that fails to start.
+    A contestant whose environment is not there is left out and named, as is one that fails.
     """
     found: dict[str, Any] = {}
-    living: list[tuple[Contestant, subprocess.Popen[str]]] = []
+    living: dict[str, subprocess.Popen[str]] = {}
+
+    def leave(name: str, error: Exception) -> None:
+        found[name]["absent"] = str(error)
+        living.pop(name, None)
+
     for contestant in contestants:
-        found[contestant.name] = {"note": contestant.note, "settings": contestant.settings, "runs": []}
+        name = contestant.name
+        found[name] = {"note": contestant.note, "settings": contestant.settings, "runs": []}
         if not contestant.python.exists():
-            found[contestant.name]["absent"] = "its environment is not there; run `make bench-setup`"
+            found[name]["absent"] = "its environment is not there; run `make bench-setup`"
             continue
-        process = contestant.start()
+        living[name] = contestant.start()
         try:
-            answer(process, contestant.name)
+            answer(living[name], name)
         except RuntimeError as error:
-            found[contestant.name]["absent"] = str(error)
-            continue
-        living.append((contestant, process))
+            leave(name, error)
     for turn in range(-warm_ups, runs):
-        for contestant, process in living:
-            assert process.stdin is not None
-            process.stdin.write("run\n")
-            process.stdin.flush()
-            figures = answer(process, contestant.name)
-            print(f"  {contestant.name}: {figures}", file=sys.stderr, flush=True)
+        for name, process in list(living.items()):
+            try:
+                figures = _ask(process, name)
+            except (RuntimeError, BrokenPipeError) as error:
+                leave(name, error)
+                continue
             if turn >= 0:
-                found[contestant.name]["runs"].append(figures)
-    for contestant, process in living:
-        assert process.stdin is not None
-        process.stdin.close()
-        found[contestant.name] |= answer(process, contestant.name)
-        process.wait()
-        found[contestant.name]["median"] = _medians(found[contestant.name]["runs"])
+                found[name]["runs"].append(figures)
+    for name, process in living.items():
+        found[name] |= _end(process, name)
+        found[name]["median"] = _medians(found[name]["runs"])
     return found
 
 
