@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 PIP_ARGS ?=
-BENCHMARKS ?= generation training growth memory verifiers picture
+BENCHMARKS ?= generation training growth memory verifiers lm_eval picture
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

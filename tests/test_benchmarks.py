@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +45,13 @@ def test_generation(bench):
     assert "absent" in found["rows"]["one"]["vllm"]
     assert found["rows"]["one"]["ratios"] == {"posttrain/vllm": None, "posttrain/transformers": None}
     assert found["machine"]["gflops"]["float32"] > 0
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """`benchmarks/harness` as the scripts import it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
 
 
 @pytest.mark.parametrize(
@@ -83,3 +94,96 @@ def test_verifiers_and_the_picture(bench, tmp_path, posttrain_data):
         [sys.executable, str(ROOT / "benchmarks" / "picture.py")], env=environment, check=True, timeout=120
     )
     assert "<svg" in (tmp_path / "benchmarks.svg").read_text()
+
+
+def test_lm_eval(bench):
+    row = bench("lm_eval", "--runs", "1", "--limit", "2", "--new-tokens", "3", "--threads", "1")["rows"][
+        "gsm8k"
+    ]
+    (run,) = row["posttrain"]["runs"]
+    assert run["tokens"] == 6  # the random model does not stop
+    assert run["seconds"] > 0
+    assert "absent" in row["lm-eval 16 eager"]
+    assert row["ratios"] == {"posttrain/lm-eval": None}
+    assert row["agreement"] is None
+
+
+def test_where_outputs_part(harness, tiny_llama_dir):
+    """The gap is that of one plain float32 forward pass over the whole; a token out of the blue is no near tie."""
+    parting = harness("harness.parting")
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 20, 21]]
+    assert parting.common_prefix(prompts) == [5, 6, 7, 8]
+    assert parting.common_prefix([[5, 6], [5, 6]]) == [5]
+    written = [30, 31, 32]
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        row = model(torch.tensor([prompts[1] + written])).logits[0, -1]
+    first, second, *_, last = row.argsort(descending=True).tolist()
+    logits = parting.Logits(tiny_llama_dir, [5, 6, 7, 8])
+    assert parting.part(logits, prompts[1], [*written, first, 3], [*written, first]) is None
+    found = parting.part(logits, prompts[1], [*written, second, 3], [*written, first])
+    assert (found.position, found.ours, found.theirs, found.are_top_two) == (3, second, first, True)
+    assert found.gap == pytest.approx(float(row[second] - row[first]), abs=1e-5)
+    assert found.gaps[3] == pytest.approx(-found.gap, abs=1e-5)
+    assert len(found.moves) == 6  # before each of the five tokens and after the last
+    near = replace(found, gap=-0.03, moves=(0.01, 0.04))
+    assert parting.Rounding.of([near]).explains(near)
+    assert not parting.Rounding.of([near]).explains(replace(near, gap=0.05))
+    far = parting.part(logits, prompts[1], [*written, first], [*written, last])
+    assert not far.are_top_two
+    assert not parting.Rounding.of([near]).explains(replace(far, gap=0.0))
+
+
+def test_bfloat16_steps(harness):
+    """Eight bits of significand: numbers from 16 to 32 lie 2^(4-7) apart."""
+    parting = harness("harness.parting")
+
+    class Fixed:
+        def after(self, prompt, written, dtype):
+            return torch.tensor([[20.25, 20.5, 1.0]] * (len(written) + 1)) + (
+                dtype == torch.bfloat16
+            ) * torch.tensor([0.125, 0.0, 0.0])
+
+    found = parting.part(Fixed(), [5], [0, 2], [1, 2])
+    assert (found.position, found.gap, found.step, found.moves[0]) == (0, -0.25, 0.125, 0.125)
+
+
+def test_every_differing_verdict_has_its_sentence(harness):
+    agreement, parting = harness("harness.agreement"), harness("harness.parting")
+
+    def item(output, rule, *filters, ids=(1,)):
+        rules = zip(("exact_match", *agreement.FILTERS), (rule, *filters), strict=False)
+        verdicts = {name: {"read": read, "correct": correct} for name, (read, correct) in rules if read}
+        return {"output": output, "ids": ids, "prompt_ids": [1, 2]} | verdicts
+
+    ours = {
+        "a": item("-5.", ("5", True)),
+        "b": item("8", ("8", False), ids=(1, 2)),
+        "c": item("x 3", ("3", True)),
+    }
+    nothing = (None, False)
+    theirs = {
+        "a": item("-5.", nothing, ("[invalid]", False), ("-5.", False)),
+        "b": item("9", nothing, ("9", True), ("9", True), ids=(1, 3)),
+        "c": item("x 3", nothing, ("3", True), ("3", True)),
+    }
+    assert agreement.same_prompts(ours, theirs) == {"documents": 3, "identical": 3, "tokens": 6}
+    rules = agreement.same_rules(ours, theirs)
+    assert rules["correct"] == {"exact_match": 2, "strict-match": 2, "flexible-extract": 2}
+    assert rules["flexible-extract"]["same_verdict"] == 1
+    assert (
+        "'-5.'; the published rule takes the last number, '5'"
+        in rules["flexible-extract"]["differences"]["a"]
+    )
+    assert "there is none" in rules["strict-match"]["differences"]["a"]
+    tie = parting.Parting(1, 2, 3, gap=0.02, are_top_two=True, step=0.125, gaps=(3.0,), moves=(0.1,))
+    words = {2: " 8", 3: " 9"}
+    verdicts = agreement.same_verdicts(ours, theirs, {"b": tie}, words)["flexible-extract"]["differences"]
+    assert set(verdicts) == {"a", "b"}
+    assert "reads '8', wrong; flexible-extract reads '9', correct: the outputs part after 1" in verdicts["b"]
+    assert verdicts["b"].endswith(": a near tie")
+    far = replace(tie, gap=0.2)
+    assert agreement.same_outputs(ours, theirs, {"b": far}, words)["differences"]["b"].endswith(
+        "NOT a near tie"
+    )
+    assert agreement.same_outputs(ours, theirs, {"b": tie}, words)["near_ties"] == 1
