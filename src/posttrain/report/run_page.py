@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 import posttrain
 from posttrain.evaluation.statistics import Estimate
 from posttrain.report import tables
+from posttrain.report.card_parts import label_of
 from posttrain.report.curves import draw_stage, nice_ticks
 from posttrain.report.kept import kept_of
 from posttrain.report.measured_curves import draw_measured
@@ -104,7 +105,7 @@ def _chain(record: RunRecord) -> str:
     model = (record.manifest.get("model") or {}).get("name")
     planned = [stage.get("kind") for stage in record.manifest.get("stages") or []]
     kinds = planned or [stage.kind for stage in record.stages]
-    trained = " → ".join(str(kind).upper() for kind in kinds if kind and kind != "base")
+    trained = " → ".join(label_of(str(kind)) for kind in kinds if kind and kind != "base")
     return " · ".join(plain(part, 200) for part in (model, trained) if part)
 
 
