@@ -44,19 +44,24 @@ def hidden_bytes(shape: ModelShape, batch: MicroBatch, width: int, *, scores: bo
     return batch.tokens * shape.hidden * (4 + width) + batch.targets * shape.hidden * width
 
 
-def projection_bytes(shape: ModelShape, batch: MicroBatch, width: int, *, trained: bool) -> float:
+def projection_bytes(
+    shape: ModelShape, batch: MicroBatch, width: int, *, trained: bool, on_cpu: bool
+) -> float:
     """The output projection at its largest: a chunk's logits, the weight cast, its gradient in three forms."""
     chunk = min(CHUNK_ROWS, batch.targets) * shape.vocab
     weight = shape.embedding_parameters
     narrow = width < 4
     cast = width * weight if narrow and trained else 0
-    forward = cast + 2 * 4 * chunk  # float32 logits, and their exponentials while they are summed
+    # the CPU's kernels read narrow logits as they are, and leave the gradient in their place; elsewhere there are
+    # float32 logits, and their exponentials while they are summed
+    in_place = narrow and on_cpu
+    forward = width * chunk if in_place else 2 * 4 * chunk
     if not trained:
-        return float(forward)
+        return float(cast + forward)
     # the sum, a chunk's share of it, and that share widened to be added
     gradient = 4 * weight + width * weight + (4 * weight if narrow else 0)
-    backward = cast + gradient + 4 * chunk + (width * chunk if narrow else 0)
-    return float(max(forward, backward))
+    backward = width * chunk if in_place else 4 * chunk + (width * chunk if narrow else 0)
+    return float(cast + max(forward, gradient + backward))
 
 
 def layer_scratch(shape: ModelShape, lora: LoRA | None, batch: MicroBatch, width: int, fleet: Fleet) -> float:

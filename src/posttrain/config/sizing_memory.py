@@ -177,7 +177,9 @@ def _learning(load: Load, held: dict[str, float], sampler: SamplerSize) -> list[
     at_head = held | {
         "weights cast": _cast(load),
         "activations": shape.num_layers * stored + hidden_bytes(shape, batch, width, scores=scores),
-        "logits": 0.0 if scores else projection_bytes(shape, batch, width, trained=lora is None),
+        "logits": 0.0
+        if scores
+        else projection_bytes(shape, batch, width, trained=lora is None, on_cpu=load.fleet.device.is_cpu),
         "scratch": 0.0,
     }
     in_layer = at_head | {

@@ -17,10 +17,11 @@ CHUNK_ROWS = 512
 
 
 def _log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(M,) float32 normalisers of logits / temperature, and log-probabilities of `targets`."""
+    """(M,) float32 normalisers of logits / temperature, log-probabilities of `targets`; logits may be overwritten."""
     if elementwise.fits(logits, logits.dtype):
         return elementwise.log_softmax(logits, targets, temperature)
     wide = _scaled(logits, temperature)
+    del logits  # a gigabyte for some vocabularies, and the caller keeps none
     normalisers = torch.logsumexp(wide, 1)
     return normalisers, wide.gather(1, targets[:, None])[:, 0] - normalisers
 
@@ -31,14 +32,17 @@ def _log_softmax_backward(
     """(M, V), in the logits' dtype: (onehot - softmax) * grad / temperature; the logits may be overwritten."""
     if elementwise.fits(logits, logits.dtype):
         return elementwise.log_softmax_backward_(logits, targets, normalisers, grad, temperature)
-    scale = grad[:, None] / temperature
-    found = _scaled(logits, temperature).sub_(normalisers[:, None]).exp_().mul_(-scale)
-    return found.scatter_add_(1, targets[:, None], scale).to(logits.dtype)
+    scale, dtype = grad[:, None] / temperature, logits.dtype
+    wide = _scaled(logits, temperature)
+    del logits
+    wide.sub_(normalisers[:, None]).exp_().mul_(-scale)
+    return wide.scatter_add_(1, targets[:, None], scale).to(dtype)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """In float32; float32 logits themselves are divided."""
     wide = logits.float()
-    return wide if temperature == 1.0 else wide / temperature
+    return wide if temperature == 1.0 else wide.div_(temperature)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -51,8 +55,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chosen = torch.empty_like(normalisers)
         for start in range(0, len(targets), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            logits = hidden[rows] @ cast.t()
-            normalisers[rows], chosen[rows] = _log_softmax(logits, targets[rows], temperature)
+            normalisers[rows], chosen[rows] = _log_softmax(
+                hidden[rows] @ cast.t(), targets[rows], temperature
+            )
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
         return chosen
