@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def test_ppo_and_grpo_raise_the_held_out_score(smollm2_dir, tmp_path):
     from posttrain.train.metrics import read_metrics
     from posttrain.train.run import run
 
-    recipe = load_recipe(RECIPE, [f"output={tmp_path / 'run'}"])
+    # all cores, where the toy tests beside this one take one thread
+    overrides = [f"output={tmp_path / 'run'}", f"runtime.threads={os.cpu_count()}"]
+    recipe = load_recipe(RECIPE, overrides)
     folder = run(recipe, console=Console(file=io.StringIO()))
 
     means = {
