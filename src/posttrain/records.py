@@ -153,7 +153,9 @@ class Batch:
         import torch
 
         lengths = torch.tensor(self.lengths, device=self.ids.device)
-        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.ids.device), lengths)
+        rows = torch.arange(len(self.lengths), device=self.ids.device)
+        # its size is said beforehand, because counting it would wait for a GPU
+        return torch.repeat_interleave(rows, lengths, output_size=len(self.ids))
 
     def sum_rows(self, values: Tensor) -> Tensor:
         """(R,): per-row sum of the per-token `values` (N,) over the row's targets."""

@@ -57,5 +57,5 @@ def test_length_bias_by_hand():
     assert bias[:, 0, 0].tolist() == [[0, inf, inf], [0, 0, 0], [0, 0, inf]]
 
 
-def test_no_bias_when_every_row_is_full():
-    assert length_bias(torch.tensor([3, 3]), 3, torch.float32) is None
+def test_no_key_is_hidden_when_every_row_is_full():
+    assert not length_bias(torch.tensor([3, 3]), 3, torch.float32).any()

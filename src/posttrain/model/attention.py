@@ -164,16 +164,38 @@ def _grid(x: Tensor, slots: Tensor, rows: int) -> Tensor:
 def _plain(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
     out = query.new_zeros(query.shape)
     for bucket in layout.buckets:
+        keys, values = (_key_grid(x, bucket) for x in (key, value))
+        repeats = query.shape[1] // key.shape[1]
+        if not _takes_shared_heads(bucket, query.device):
+            keys, values, repeats = (
+                keys.repeat_interleave(repeats, 1),
+                values.repeat_interleave(repeats, 1),
+                1,
+            )
         grid = F.scaled_dot_product_attention(
             _grid(query, bucket.queries, bucket.rows),
-            _grid(key, bucket.keys, bucket.rows),
-            _grid(value, bucket.keys, bucket.rows),
+            keys,
+            values,
             attn_mask=bucket.bias,
             is_causal=bucket.is_causal,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=repeats > 1,
         )
         out = out.index_copy(0, bucket.tokens, grid.transpose(1, 2).flatten(0, 1)[bucket.inside])
     return out
+
+
+def _key_grid(x: Tensor, bucket: Bucket) -> Tensor:
+    """Keys or values of `bucket`, (rows, kv_heads, K, D)."""
+    if bucket.is_causal or not x.requires_grad:
+        return _grid(x, bucket.keys, bucket.rows)
+    # by way of float32, in which a shared prompt's keys then gather their gradient from every completion
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _grid(wide, bucket.keys, bucket.rows).to(x.dtype)
+
+
+def _takes_shared_heads(bucket: Bucket, device: torch.device) -> bool:
+    """Whether a fused kernel takes fewer key heads than query heads: on a GPU none that takes a mask does."""
+    return bucket.is_causal or device.type == "cpu"
 
 
 def _with_normalisers(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,8 @@ def batch_logprobs(decoder: Decoder, batch: Batch, *, temperature: float) -> Ten
 
     Only hidden states that predict a target meet the output projection.
     """
+    targets = batch.mask.nonzero()[:, 0]  # first, because it waits for a GPU
     hidden = decoder.hidden(batch.ids, batch.positions, batch.lengths)
-    targets = batch.mask.nonzero()[:, 0]
     chosen = token_logprobs(
         hidden[targets - 1], decoder.head_weight, batch.ids[targets], temperature=temperature
     )

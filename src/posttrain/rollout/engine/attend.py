@@ -16,15 +16,17 @@ from posttrain.rollout.engine.cache import Cache
 class Newest:
     """One step of decoding: puts each sample's newest key and value into `cache` and attends to all of its keys.
 
-    `lengths` (A,) counts each sample's tokens, the newest included; sample a lies in slot a. cos and sin are the
-    (A', 1, D/2) angles of A' >= A rows, of which A count.
+    `lengths` (A,) counts each sample's tokens, the newest included, and `longest` is at least the largest of
+    them; sample a lies in slot a. cos and sin are the (A', 1, D/2) angles of A' >= A rows, of which A count.
     """
 
-    def __init__(self, cache: Cache, shape: Shape, lengths: Tensor, cos: Tensor, sin: Tensor) -> None:
+    def __init__(
+        self, cache: Cache, shape: Shape, lengths: Tensor, cos: Tensor, sin: Tensor, *, longest: int
+    ) -> None:
         self._cache, self._shape, self._lengths = cache, shape, lengths
         self._cos, self._sin = cos, sin
         if not cache.is_blocked:
-            self._longest = min(round_up(int(lengths.max())), cache.length)
+            self._longest = min(round_up(longest), cache.length)
             self._bias = length_bias(lengths, self._longest, cache.dtype)
             heads = torch.arange(len(lengths) * shape.num_kv_heads, device=lengths.device) * cache.length
             self._places = heads + (lengths - 1).repeat_interleave(shape.num_kv_heads)
@@ -41,7 +43,7 @@ class Newest:
         keys.flatten(0, 2).index_copy_(0, self._places, key.flatten(0, 1))
         values.flatten(0, 2).index_copy_(0, self._places, value.flatten(0, 1))
         out = attend(query, keys[:rows, :, :longest], values[:rows, :, :longest], self._bias)
-        return F.pad(out, (0, 0, 0, len(projected) - rows))
+        return out if rows == len(projected) else F.pad(out, (0, 0, 0, len(projected) - rows))
 
 
 def rotated(projected: Tensor, shape: Shape, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,10 +54,10 @@ def rotated(projected: Tensor, shape: Shape, cos: Tensor, sin: Tensor) -> tuple[
     return turned[:, : shape.num_heads], turned[:, shape.num_heads :], value
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """(A, heads * D) softmax attention of one query per sample and head.
 
-    query is (A, heads, D), key and value (A, kv_heads, K, D), bias (A, 1, 1, K) additive or None. The query
+    query is (A, heads, D), key and value (A, kv_heads, K, D), bias (A, 1, 1, K) additive. The query
     heads that share a key head are taken together as that many queries of it, so no key is repeated.
     """
     rows, heads, size = query.shape
@@ -63,15 +65,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
     group = heads // kv_heads
     filled = -(-group // 4) * 4
     grouped = F.pad(query.reshape(rows, kv_heads, group, size), (0, 0, 0, filled - group))
-    mask = None if bias is None else bias.expand(-1, 1, filled, -1)
-    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=bias.expand(-1, 1, filled, -1))
     return out[:, :, :group].reshape(rows, heads * size)
 
 
-def length_bias(lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor | None:
-    """(A, 1, 1, longest): 0 at positions below each length (A,), -inf beyond; None when all are full."""
-    if bool((lengths == longest).all()):
-        return None
+def length_bias(lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """(A, 1, 1, longest): 0 at positions below each length (A,), -inf beyond."""
     beyond = torch.arange(longest, device=lengths.device) >= lengths[:, None]
     bias = torch.zeros(beyond.shape, dtype=dtype, device=lengths.device)
     return bias.masked_fill_(beyond, float("-inf"))[:, None, None, :]

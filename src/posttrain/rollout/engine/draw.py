@@ -47,9 +47,10 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
         return elementwise.draw(logits, uniform, sampling.temperature)
     if not is_whole:
         return _by_blocks(_truncate(logits.float() / sampling.temperature, sampling), 1.0, uniform)
+    at_once = _ROWS_AT_ONCE if logits.device.type == "cpu" else max(1, len(logits))
     parts = [
         _by_blocks(rows, sampling.temperature, u)
-        for rows, u in zip(logits.split(_ROWS_AT_ONCE), uniform.split(_ROWS_AT_ONCE), strict=True)
+        for rows, u in zip(logits.split(at_once), uniform.split(at_once), strict=True)
     ]
     return torch.cat([ids for ids, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
 

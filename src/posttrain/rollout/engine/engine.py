@@ -17,7 +17,8 @@ from posttrain.model.decoder import Angles, Shape
 from posttrain.records import Completion, StopReason
 from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.draw import draw, uniforms
-from posttrain.rollout.engine.forward import Held, decode, prefill
+from posttrain.rollout.engine.forward import Held, prefill
+from posttrain.rollout.engine.step import PlainSteps, SteadySteps, Steps, can_record
 from posttrain.rollout.engine.weights import EngineWeights
 from posttrain.rollout.sampler import Request, Sampling
 
@@ -78,7 +79,8 @@ class Engine:
     """A `Sampler` in this process, for the Llama and OLMo 2 families, on a CPU or a GPU.
 
     `stop_ids` end a completion; `decode` turns ids to text without special tokens. `cache_gib` bounds the
-    keys and values held at once (GiB), `max_rows` the samples that run together.
+    keys and values held at once (GiB), `max_rows` the samples that run together. `steady` decodes over buffers
+    that stay; None: on a GPU, which replays such steps as graphs (`step.py`).
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Engine:
         device: torch.device | str = "cpu",
         max_rows: int = 256,
         cache_gib: float = 2.0,
+        steady: bool | None = None,
     ) -> None:
         self.shape = Shape.of(config)
         self.max_positions = int(config.max_position_embeddings)
@@ -101,6 +104,9 @@ class Engine:
         self._angles = Angles(config, self.device)
         self._budget_tokens = int(cache_gib * 2**30 / Cache.bytes_per_token(self.shape, dtype))
         self._cache = Cache(self.shape, dtype=dtype, device=self.device)
+        is_steady = can_record(self.device) if steady is None else steady
+        kind = SteadySteps if is_steady else PlainSteps
+        self._steps: Steps = kind(self.shape, self._angles, self._cache, self.device)
         self._weights: EngineWeights | None = None
         self._before: Held | None = None
         self.version = 0
@@ -120,6 +126,7 @@ class Engine:
         self._weights = EngineWeights.of(
             weights, self.shape, dtype=self.dtype, device=self.device, rows=min(64, self.max_rows)
         )
+        self._steps.load(self._weights)
         self.version = version
         self._before = None
 
@@ -223,7 +230,7 @@ class Engine:
 
     def _clear_when_idle(self) -> None:
         if not self._prompts:
-            self._cache.clear()
+            self._steps.rest()
 
     def _admit(self) -> list[Token]:
         """Move waiting samples into the batch while rows and cache allow; draw their first tokens."""
@@ -268,9 +275,12 @@ class Engine:
     def _room(self, prompt: _Prompt, started: list[_Sample]) -> int:
         """How many more samples of `prompt` may start, were every sample to reach its limit."""
         running = [*self._samples, *started]
-        # the cache is a rectangle, so every slot counts as long as the longest
         longest = max([prompt.longest, *(sample.prompt.longest for sample in running)])
-        return min(self.max_rows, self._budget_tokens // round_up(longest)) - len(running)
+        return self._most_rows(longest) - len(running)
+
+    def _most_rows(self, longest: int) -> int:
+        """How many samples of up to `longest` tokens may run: the cache is a rectangle."""
+        return min(self.max_rows, self._budget_tokens // round_up(longest))
 
     def _start(self, started: list[_Sample]) -> list[Token]:
         """Give each new sample a slot that begins with its prompt, and draw its first token."""
@@ -290,21 +300,17 @@ class Engine:
 
     def _reserve(self, length: int) -> None:
         longest = max(sample.prompt.longest for sample in self._samples)
-        self._cache.reserve(len(self._samples), length, at_most=longest)
+
+        def most_rows() -> int:
+            coming = sum(len(p.request.seeds) - p.next_sample for p in self._waiting)
+            return min(self._most_rows(longest), len(self._samples) + coming)
+
+        self._steps.reserve(len(self._samples), length, longest=longest, most_rows=most_rows)
 
     def _decode_step(self) -> Tensor:
-        assert self._weights is not None
         lengths = [sample.length for sample in self._samples]
         self._reserve(max(lengths))
-        ids = torch.tensor([sample.ids[-1] for sample in self._samples], device=self.device)
-        return decode(
-            self._weights,
-            self.shape,
-            self._angles,
-            ids,
-            torch.tensor(lengths, device=self.device),
-            self._cache,
-        )
+        return self._steps([sample.ids[-1] for sample in self._samples], lengths)
 
     def _draw(self, logits: Tensor, samples: Sequence[_Sample]) -> list[Token]:
         """Draw one token for each of `samples` (logits row by row), record it, and end those that end."""
