@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow check format bench-setup bench docs clean
+.PHONY: help setup quickstart test test-slow check format bench-setup bench bench-gpu docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench-setup: $(READY) ## make .env-bench with the peers: TRL, vLLM for CPUs, lm-
 
 bench: $(READY) ## measure against the peers and draw the picture (about an hour; let nothing else run)
 	@for name in $(BENCHMARKS); do echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-gpu: $(READY) ## generation, training and growth on a CUDA device, for a 135M and a 1B model
+	@$(BIN)/python benchmarks/gpu.py
 
 docs: $(READY) ## check that every link, anchor and make target in the pages exists
 	$(BIN)/python -m pytest -q tests/test_docs.py $(ARGS)

@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness.device import arguments
+from harness.machine import synchronise
 from harness.race import Contestant, race, write
 from harness.workload import chat_prompts, gsm8k, model_folder
 
+TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Of a pass over rows of each length."""
+CACHE_GIB = {"cpu": 4.0, "cuda": 24.0}
 
-def training(lengths: list[int], *, tokens: int, runs: int) -> list[dict[str, Any]]:
+
+def training(lengths: list[int], *, tokens: int, runs: int, device: str) -> list[dict[str, Any]]:
     """Forward and backward tokens a second on `tokens` tokens in rows of each length."""
     from posttrain.data.pack import collate
     from posttrain.model.load import load_model, pick_dtype
     from posttrain.records import Row
     from posttrain.runtime.local import LocalLearner
 
-    device = torch.device("cpu")
-    module = load_model(Path(model_folder()), dtype=torch.float32, device=device)
-    learner = LocalLearner(module, compute_dtype=pick_dtype("auto", device))
+    where = torch.device(device)
+    module = load_model(Path(model_folder()), dtype=torch.float32, device=where)
+    learner = LocalLearner(module, compute_dtype=pick_dtype("auto", where))
     stream = torch.Generator().manual_seed(0)
     found = []
     for length in lengths:
@@ -36,8 +42,10 @@ def training(lengths: list[int], *, tokens: int, runs: int) -> list[dict[str, An
         batch = collate(rows)
         seconds = []
         for _ in range(runs + 1):
+            synchronise(device)
             started = time.perf_counter()
             learner.forward_backward(batch, lambda logprobs, _: (-logprobs.mean(), {}))
+            synchronise(device)
             seconds.append(time.perf_counter() - started)
         best = sorted(seconds[1:])[len(seconds[1:]) // 2]
         found.append({"length": length, "seconds": best, "tokens_per_second": len(batch.ids) / best})
@@ -45,14 +53,16 @@ def training(lengths: list[int], *, tokens: int, runs: int) -> list[dict[str, An
     return found
 
 
-def engine(counts: list[int], *, new_tokens: int, runs: int) -> list[dict[str, Any]]:
+def engine(counts: list[int], *, new_tokens: int, runs: int, device: str) -> list[dict[str, Any]]:
     """Generated tokens a second with each number of requests."""
     found = []
     for count in counts:
         prompts = (chat_prompts(min(count, 64)) * (count // 64 + 1))[:count]
         settings = {
             "model": model_folder(),
+            "device": device,
             "dtype": "bfloat16",
+            "cache_gib": CACHE_GIB[device],
             "new_tokens": new_tokens,
             "prompts": prompts,
             "samples": 1,
@@ -116,23 +126,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--lengths", default="256,512,1024,2048")
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, help=f"of a training pass; if not given {TOKENS}")
     parser.add_argument("--counts", default="1,4,16,64,256")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--pairs", default="1000,10000,100000")
-    parser.add_argument("--out", default="growth")
-    args = parser.parse_args()
+    args = arguments(parser, "growth")
+    tokens, on = args.tokens or TOKENS[args.device], {"runs": args.runs, "device": args.device}
 
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
     print("training")
-    rows: dict[str, Any] = {"training": training(numbers(args.lengths), tokens=args.tokens, runs=args.runs)}
+    rows: dict[str, Any] = {"training": training(numbers(args.lengths), tokens=tokens, **on)}
     print("engine")
-    rows["engine"] = engine(numbers(args.counts), new_tokens=args.new_tokens, runs=args.runs)
+    rows["engine"] = engine(numbers(args.counts), new_tokens=args.new_tokens, **on)
     print("dpo data")
     rows["dpo_data"] = dpo_data(numbers(args.pairs))
-    write(args.out, rows)
+    write(args.out, rows, device=args.device)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Olmo2Config
+
+from posttrain.model.load import load_model, load_tokenizer
+from posttrain.model.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,9 +24,9 @@ ROOT = Path(__file__).parents[1]
 def bench(tmp_path, tiny_llama_dir, posttrain_data):
     """Runs `benchmarks/NAME.py` on the tiny model without peers; returns its results file's content."""
 
-    def run(name: str, *arguments: str) -> dict:
+    def run(name: str, *arguments: str, model: Path = tiny_llama_dir) -> dict:
         environment = os.environ | {
-            "POSTTRAIN_BENCH_MODEL": str(tiny_llama_dir),
+            "POSTTRAIN_BENCH_MODEL": str(model),
             "POSTTRAIN_BENCH_RESULTS": str(tmp_path),
             "POSTTRAIN_BENCH_PEERS": "none",
             "POSTTRAIN_DATA": str(posttrain_data),
@@ -45,6 +48,19 @@ def test_generation(bench):
     assert "make bench-setup" in str(found["rows"]["one"]["tried for vllm"])
     assert found["rows"]["one"]["ratios"] == {"posttrain/vllm": None, "posttrain/transformers": None}
     assert found["machine"]["gflops"]["float32"] > 0
+    assert "share_of_matrix_limit" not in ours["median"]  # one sequence waits for memory
+
+
+def test_two_hundred_and_fifty_six_at_once(bench, tmp_path):
+    """And the share of what matrix products allow: two operations for each of the tiny model's 28,832 parameters."""
+    model = tiny_llama(tmp_path / "model", max_position_embeddings=2048)
+    arguments = ("--runs", "1", "--rows", "two_fifty_six", "--new-tokens", "2")
+    row = bench("generation", *arguments, model=model)["rows"]["two_fifty_six"]
+    (run,) = row["posttrain"]["runs"]
+    assert run["tokens"] == 512
+    assert row["matrix_limit"]["gflop_per_token"] == 2 * 28_832 / 1e9
+    share = 512 / run["seconds"] * 2 * 28_832 / 1e9 / row["matrix_limit"]["gflops"]
+    assert run["share_of_matrix_limit"] == pytest.approx(share)
 
 
 @pytest.fixture
@@ -64,11 +80,14 @@ def test_training(bench, stage, figure, amount):
     assert found["posttrain"]["peak_rss_gib"] > 0.1
     assert all("make bench-setup" in reason for reason in found["tried for trl"].values())
     assert found["ratios"] == {}
+    if stage == "sft":
+        share = run["tokens"] / run["seconds"] * 6 * 28_832 / 1e9 / found["matrix_limit"]["gflops"]
+        assert run["share_of_matrix_limit"] == pytest.approx(share)
 
 
 WORKER = """
 import json, sys, time
-settings = json.loads(sys.argv[1])
+settings = json.loads(sys.stdin.readline())
 print(json.dumps({"ready": True}), flush=True)
 for turn, _ in enumerate(sys.stdin):
     if turn == settings["dies_at"]:
@@ -216,3 +235,64 @@ def test_verifiers_and_the_picture(bench, tmp_path, posttrain_data):
         [sys.executable, str(ROOT / "benchmarks" / "picture.py")], env=environment, check=True, timeout=120
     )
     assert "<svg" in (tmp_path / "benchmarks.svg").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "command", [["gpu.py"], ["generation.py", "--device", "cuda"], ["training.py", "--device", "cuda"]]
+)
+def test_without_a_gpu_one_sentence_says_so(command):
+    command = [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "torch sees no CUDA device; run this on" in done.stderr
+
+
+def test_parameters_that_meet_each_token(harness, tiny_llama_dir, tiny_olmo2_dir, tmp_path):
+    """By hand. A layer: 4 x 32 x 32 of attention less two halves, 3 x 32 x 64, and its norms; then the last norm and
+    the output projection, 320 x 32. The 1B model has 1,484,916,736 parameters, its embedding 100,352 x 2,048.
+    """
+    limit, random_model = harness("harness.limit"), harness("harness.random_model")
+    layer = 4 * 32 * 32 - 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32
+    assert limit.active_parameters(tiny_llama_dir) == 2 * layer + 32 + 320 * 32 == 28_832
+    assert limit.active_parameters(tiny_olmo2_dir) == 2 * (layer + 32 + 16) + 32 + 320 * 32
+    Olmo2Config(**random_model.SHAPE).save_pretrained(tmp_path)
+    assert limit.active_parameters(tmp_path) == 1_484_916_736 - 100_352 * 2048
+
+
+def test_a_random_model_in_parts(harness, tmp_path, monkeypatch):
+    """Small here, in shards as the 1B is: it loads, has the shape, and prompts are ids that it knows."""
+    random_model = harness("harness.random_model")
+    monkeypatch.setattr(random_model, "_SHARD_BYTES", 100_000)
+    sizes = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+    random_model.build(tmp_path / "model", random_model.SHAPE | sizes | heads)
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
+    model = load_model(tmp_path / "model", dtype=torch.float32, device=torch.device("cpu"))
+    assert model.lm_head.weight.shape == model.model.embed_tokens.weight.shape == (500, 64)
+    assert model.model.layers[2].self_attn.q_norm.weight.tolist() == [1.0] * 64
+    assert model.model.layers[2].mlp.up_proj.weight.detach().std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.config.rope_parameters["rope_theta"] == 500_000
+    tokenizer = load_tokenizer(tmp_path / "model")
+    assert max(tokenizer("Tom has 3 apples.").input_ids) < len(tokenizer) <= 500
+    assert torch.isfinite(model(torch.tensor([[5, 6, 319]])).logits).all()
+
+
+def test_bars_are_read_from_the_results(harness, tmp_path, monkeypatch):
+    gpu = harness("gpu")
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    sft = {"posttrain": {"median": {"share_of_matrix_limit": 0.449}}}
+    (tmp_path / "training-cuda-m.json").write_text(json.dumps({"rows": {"sft": sft}}))
+    ratios = {"two_fifty_six": {"ratios": {"posttrain/transformers": 5.0}}}
+    (tmp_path / "generation-cuda-m.json").write_text(json.dumps({"rows": ratios}))
+    assert [line.split(": ")[-1] for line in gpu.bars("m")] == ["MISSED (bar 0.45)", "met (bar 5)"]
+    ratios["two_fifty_six"]["ratios"]["posttrain/transformers"] = None
+    (tmp_path / "generation-cuda-m.json").write_text(json.dumps({"rows": ratios}))
+    assert list(gpu.bars("m"))[1] == "m: 256 at once, ? times transformers.generate: not measured (bar 5)"
+
+
+def test_names_of_results(harness, monkeypatch):
+    device = harness("harness.device")
+    monkeypatch.setenv("POSTTRAIN_BENCH_MODEL", "/somewhere/random-olmo2-1b")
+    assert device.result_name("growth", "cpu") == "growth"
+    assert device.result_name("growth", "cuda") == "growth-cuda-random-olmo2-1b"

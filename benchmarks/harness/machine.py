@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("posttrain", "torch", "transformers", "numpy")
+PRODUCT = {"cpu": (1024, 576, 1536), "cuda": (8192, 8192, 8192)}
+"""Rows, inner and outer size of the product that is timed: the 135M model's largest, and a GPU's large squares."""
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions, and matrix-product rates (GFLOP/s) taken now."""
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, cores, memory, versions, and matrix-product rates (GFLOP/s) of the CPU and of `device`, taken now."""
     import torch
+
+    gpu = {} if device == "cpu" else _describe_gpu(device)
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -31,6 +35,16 @@ def describe_machine() -> dict[str, Any]:
         "gflops": {
             str(dtype).removeprefix("torch."): matrix_rate(dtype) for dtype in (torch.bfloat16, torch.float32)
         },
+    } | gpu
+
+
+def _describe_gpu(device: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "gpu_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "gpu_gflops": {"bfloat16": matrix_rate(torch.bfloat16, device=device)},
     }
 
 
@@ -41,15 +55,27 @@ def _version(name: str) -> str | None:
         return None
 
 
-def matrix_rate(dtype: Any, *, rows: int = 1024, seconds: float = 1.0) -> float:
-    """GFLOP/s of (rows, 576) x (576, 1536) products, the 135M model's largest: the best of a second's tries."""
+def synchronise(device: str) -> None:
+    """Wait for all that a GPU was asked to do; a CPU has done it."""
     import torch
 
-    x, weight = torch.randn(rows, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(dtype: Any, *, device: str = "cpu", seconds: float = 1.0) -> float:
+    """GFLOP/s of `PRODUCT` on `device`: the best of a second's tries of ten."""
+    import torch
+
+    rows, inner, outer = PRODUCT[device]
+    x = torch.randn(rows, inner, device=device).to(dtype)
+    weight = torch.randn(outer, inner, device=device).to(dtype)
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
+        synchronise(device)
         started = time.perf_counter()
         for _ in range(10):
             torch.nn.functional.linear(x, weight)
+        synchronise(device)
         best = min(best, (time.perf_counter() - started) / 10)
-    return round(2 * rows * 576 * 1536 / best / 1e9, 1)
+    return round(2 * rows * inner * outer / best / 1e9, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -34,14 +35,19 @@ class Contestant:
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> subprocess.Popen[str]:
-        """Its process, before it is ready."""
-        return subprocess.Popen(
-            [str(self.python), str(WORKERS / self.script), json.dumps(self.settings)],
+        """Its process, before it is ready; its settings are its first line of input, for which there is no limit."""
+        process = subprocess.Popen(
+            [str(self.python), str(WORKERS / self.script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | self.environment,
         )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is gone already, as who waits for its answer will see
+            process.stdin.write(json.dumps(self.settings) + "\n")
+            process.stdin.flush()
+        return process
 
 
 def answer(process: subprocess.Popen[str], name: str) -> dict[str, Any]:
@@ -134,11 +140,11 @@ def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]} if runs else {}
 
 
-def write(name: str, rows: dict[str, Any]) -> Path:
+def write(name: str, rows: dict[str, Any], *, device: str = "cpu") -> Path:
     """`benchmarks/results/NAME.json` with the machine and the versions, and its ratios on the screen."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    content = {"machine": describe_machine(), "rows": rows}
+    content = {"machine": describe_machine(device), "rows": rows}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(path)
     return path

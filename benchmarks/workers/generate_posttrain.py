@@ -16,15 +16,16 @@ def prepare(settings: dict[str, Any]) -> Any:
     from posttrain.rollout.engine import Engine
     from posttrain.rollout.sampler import Request, Sampling
 
-    folder = Path(settings["model"])
-    model = load_model(folder, dtype=getattr(torch, settings["dtype"]), device=torch.device("cpu"))
+    folder, device = Path(settings["model"]), torch.device(settings["device"])
+    model = load_model(folder, dtype=getattr(torch, settings["dtype"]), device=device)
     tokenizer = load_tokenizer(folder)
     engine = Engine(
         model.config,
         stop_ids=(),
         decode=tokenizer.decode,
         dtype=getattr(torch, settings["dtype"]),
-        cache_gib=4.0,
+        device=device,
+        cache_gib=settings["cache_gib"],
     )
     engine.load(model.state_dict(), version=0)
     sampling = Sampling(temperature=1.0, max_new_tokens=settings["new_tokens"])

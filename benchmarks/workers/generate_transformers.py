@@ -11,13 +11,16 @@ def prepare(settings: dict[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    device = settings["device"]
+    cache = {"cache_implementation": settings["cache"]} if "cache" in settings else {}
     model = AutoModelForCausalLM.from_pretrained(
         settings["model"], dtype=getattr(torch, settings["dtype"])
     ).eval()
+    model.to(device)
     rows = [ids for ids in settings["prompts"] for _ in range(settings["samples"])]
     longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
 
     def work() -> dict[str, float]:
         with torch.inference_mode():
@@ -32,6 +35,7 @@ def prepare(settings: dict[str, Any]) -> Any:
                 max_new_tokens=settings["new_tokens"],
                 eos_token_id=None,
                 pad_token_id=0,
+                **cache,
             )
         return {"tokens": float(out[:, longest:].numel())}
 

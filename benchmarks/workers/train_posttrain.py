@@ -23,7 +23,7 @@ def prepare(settings: dict[str, Any]) -> Any:
     from posttrain.train.metrics import MetricsLog
     from posttrain.train.progress import Progress
 
-    device = torch.device(settings.get("device", "cpu"))
+    device = torch.device(settings["device"])
     dtype = pick_dtype(settings["dtype"], device)
     start = Path(settings["model"])
     renderer = Renderer(load_tokenizer(start))
@@ -46,7 +46,11 @@ def prepare(settings: dict[str, Any]) -> Any:
         learner=learner(),
         reference=lambda: FrozenScorer(load_model(start, dtype=dtype, device=device), compute_dtype=dtype),
         engine=lambda: engine_for(
-            load_model(start, dtype=dtype, device=device), renderer, dtype=dtype, device=device
+            load_model(start, dtype=dtype, device=device),
+            renderer,
+            dtype=dtype,
+            device=device,
+            cache_gib=settings["cache_gib"],
         ),
         common=common,
     )

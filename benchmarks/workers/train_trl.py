@@ -17,7 +17,7 @@ def prepare(settings: dict[str, Any]) -> Any:
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["weights"]))
     shared = {
         "output_dir": tempfile.mkdtemp(),
-        "use_cpu": True,
+        "use_cpu": settings["device"] == "cpu",
         "bf16": settings["autocast"],
         "learning_rate": 1e-6,
         "report_to": [],
