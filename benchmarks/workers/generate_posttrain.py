@@ -26,6 +26,7 @@ def prepare(settings: dict[str, Any]) -> Any:
         dtype=getattr(torch, settings["dtype"]),
         device=device,
         cache_gib=settings["cache_gib"],
+        drafts=True,  # as chat, server and evaluation open it
     )
     engine.load(model.state_dict(), version=0)
     sampling = Sampling(temperature=1.0, max_new_tokens=settings["new_tokens"])

@@ -61,7 +61,8 @@ def test_chunks_change_nothing():
     whole_at_once = token_logprobs(hidden, weight, targets, chunk_rows=ROWS)
     for chunk_rows in range(1, ROWS):
         pieces = token_logprobs(hidden, weight, targets, chunk_rows=chunk_rows)
-        torch.testing.assert_close(pieces, whole_at_once, rtol=0, atol=2e-6)
+        # products sum in an order of their own for each number of rows: the last place or two of float32
+        torch.testing.assert_close(pieces, whole_at_once, rtol=5e-7, atol=2e-6)
 
 
 def test_uniform_model_gives_the_log_of_the_vocabulary():

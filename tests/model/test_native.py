@@ -146,10 +146,35 @@ def test_attention_over_segments_and_over_the_cache_is_one_to_the_bit(case, head
         values[slot, :, : length - 1] = value[places[:-1]].transpose(0, 1)
     unturned = torch.ones(len(last), 1, size // 2, dtype=BF16)  # cos of no angle
     newest = torch.cat([query[last], key[last], value[last]], 1).flatten(1)
-    out = kernels.attend_newest(
-        newest, unturned, unturned * 0, kernels.in_blocks(keys), values, torch.tensor(lengths), heads=heads
-    )
+    cache = kernels.in_blocks(keys), values
+    at = torch.arange(len(lengths)), torch.tensor(lengths)
+    out = kernels.attend_newest(newest, unturned, unturned * 0, *cache, *at, heads=heads)
     assert torch.equal(out.view(-1, heads, size), found[last])
+
+
+def test_tokens_of_one_slot_together_are_those_one_after_the_other():
+    """Three tokens of slot 1 in one call, beside one of slot 0: each sees those before it and none after."""
+    heads, kv_heads, size, capacity = 6, 2, 64, 64
+    slots, lengths = torch.tensor([1, 0, 1, 1]), torch.tensor([30, 5, 31, 32])
+    newest = normal(4, (heads + 2 * kv_heads) * size, seed=1)
+    angles = (normal(4, 1, size // 2, seed=2), normal(4, 1, size // 2, seed=3))
+    keys, values = (normal(2, kv_heads, capacity, size, seed=s) for s in (4, 5))
+    together = [kernels.in_blocks(keys), values.clone()]
+    apart = [cache.clone() for cache in together]
+    found = kernels.attend_newest(newest, *angles, *together, slots, lengths, heads=heads)
+    alone = [
+        kernels.attend_newest(
+            newest[i, None],
+            *(a[i, None] for a in angles),
+            *apart,
+            slots[i, None],
+            lengths[i, None],
+            heads=heads,
+        )
+        for i in range(4)
+    ]
+    assert torch.equal(found, torch.cat(alone))
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
 
 
 def test_rows_alone_and_in_a_crowd_are_equal_to_the_bit():

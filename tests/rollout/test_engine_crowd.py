@@ -105,3 +105,20 @@ def test_a_stream_beside_a_batch_leaves_the_batch_its_completions(policy, crowd)
     assert [c.ids for c in done[handle]] == [
         c.ids for c in policy.engine().generate([Request(crowd[0][0].prompt_ids, (7,))], sampling)[0]
     ]
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 100])
+def test_a_short_request_that_joins_leaves_a_long_one_as_it_was(policy, tokens):
+    """The cache gets another slot when it does, and must keep what the longer sample has in its own."""
+    long, short = Request(tuple(range(5, 75)), (1,)), Request((7, 8, 9), (2,))
+    engine = policy.engine()
+    first = engine.submit(long, Sampling(max_new_tokens=150))
+    done: dict[int, list] = {}
+    for _ in range(tokens):
+        done |= engine.step()[1]
+    second = engine.submit(short, Sampling(max_new_tokens=20))
+    while engine.busy:
+        done |= engine.step()[1]
+    for handle, request, most in ((first, long, 150), (second, short, 20)):
+        (alone,) = policy.engine().generate([request], Sampling(max_new_tokens=most))
+        assert [c.ids for c in done[handle]] == [c.ids for c in alone]

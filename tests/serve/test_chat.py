@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from posttrain.records import Completion, Message
-from posttrain.rollout.engine.engine import Token
+from posttrain.rollout.engine.running import Token
 from posttrain.rollout.sampler import Sampling
 from posttrain.serve import chat as module
 from posttrain.serve.chat import chat, reply

@@ -23,6 +23,7 @@ def engine_for(
     dtype: torch.dtype,
     device: torch.device,
     cache_gib: float = 2.0,
+    drafts: bool = False,
 ) -> Engine:
     """An engine for models of this shape; load weights into it before use."""
     return Engine(
@@ -32,6 +33,7 @@ def engine_for(
         dtype=dtype,
         device=device,
         cache_gib=cache_gib,
+        drafts=drafts,
     )
 
 
@@ -48,6 +50,6 @@ def open_engine(
     dtype = pick_dtype(compute_dtype, where)
     renderer = Renderer(load_tokenizer(folder), chat_template)
     model = load_model(folder, dtype=dtype, device=where)
-    engine = engine_for(model, renderer, dtype=dtype, device=where)
+    engine = engine_for(model, renderer, dtype=dtype, device=where, drafts=True)
     engine.load(model.state_dict(), version=0)
     return engine, renderer

@@ -99,6 +99,7 @@ def attend_newest(
     sin: Tensor,
     keys: Tensor,
     values: Tensor,
+    slots: Tensor,
     lengths: Tensor,
     *,
     heads: int,
@@ -106,15 +107,15 @@ def attend_newest(
     """(A', heads * D): rotates each newest token, puts its key and value into the cache and attends to all there.
 
     projected is (A', (heads + 2 kv_heads) * D): queries, keys, values; cos and sin (A', 1, D/2). keys and values
-    are one layer's, (slots, kv_heads, capacity, D), keys as `in_blocks`. lengths (A,) int64 counts the tokens of
-    slot a with the newest; rows beyond A are zero.
+    are one layer's, (slots, kv_heads, capacity, D), keys as `in_blocks`. slots and lengths (A,) int64: row a is
+    token lengths[a] of slots[a], which may have several rows, one token after the other; rows beyond A are zero.
     """
     _, kv_heads, capacity, size = keys.shape
     rows = len(projected)
     out = (torch.empty if rows == len(lengths) else torch.zeros)(rows, heads * size, dtype=projected.dtype)
     call(
         "attend_newest",
-        *(x.data_ptr() for x in (projected, cos, sin, keys, values, lengths)),
+        *(x.data_ptr() for x in (projected, cos, sin, keys, values, slots, lengths)),
         *(len(lengths), capacity, heads, kv_heads, size),
         out.data_ptr(),
     )

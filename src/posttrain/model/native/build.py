@@ -16,12 +16,13 @@ import torch
 
 from posttrain.model.cache import cache_dir
 
-_SOURCES = ("elementwise.cpp", "attention.cpp", "sampling.cpp")
-_HEADERS = ("vector.h",)
+_SOURCES = ("elementwise.cpp", "attention.cpp", "sampling.cpp", "draft.cpp")
+_HEADERS = ("vector.h", "attention.h", "sampling.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",
     "-march=native",
+    "-mprefer-vector-width=512",
     "-ffp-contract=fast",
     "-fopenmp",
     "-fPIC",
@@ -46,9 +47,9 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "log_softmax_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
     "log_softmax_backward_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
     "draw_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
-    "draw_likeliest_bfloat16": (_P, _P, _P, _N, _N),
     "attend_segments": (*(_P, _N) * 3, *(_P,) * 6, _N, _N, _N, _N, _P, _P),
-    "attend_newest": (*(_P,) * 6, _N, _N, _N, _N, _N, _P),
+    "attend_newest": (*(_P,) * 7, _N, _N, _N, _N, _N, _P),
+    "draft_tokens": (*(_P,) * 10, _N, _N, _N, _P, _F, _F),
 }
 """Each kernel's arguments: pointers, counts, numbers. The number of threads comes last and is put in by `call`."""
 

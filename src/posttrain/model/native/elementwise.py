@@ -107,18 +107,11 @@ def log_softmax_backward_(
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(A,) ids from softmax(logits / temperature) by one uniform number each, and their log-probabilities (nats).
 
-    logits is (A, V) bfloat16, uniform (A,) float32 in [0, 1).
+    logits is (A, V) bfloat16, uniform (A,) float32 in [0, 1). Temperature 0 takes the first of the likeliest, and
+    its log-probability at temperature 1.
     """
     logits = logits.contiguous()
     ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
     pointers = (t.data_ptr() for t in (logits, uniform, ids, logprobs))
     call("draw_bfloat16", *pointers, *logits.shape, temperature)
-    return ids, logprobs
-
-
-def draw_likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(A,) first of each row's likeliest ids, and their log-probabilities at temperature 1 (nats)."""
-    logits = logits.contiguous()
-    ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
-    call("draw_likeliest_bfloat16", *(t.data_ptr() for t in (logits, ids, logprobs)), *logits.shape)
     return ids, logprobs

@@ -2,11 +2,15 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t vu __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int8_t vb __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint16_t bf16;
 
 constexpr int LANES = 16;
@@ -16,9 +20,29 @@ static inline vf splat(float x) { return x - vf{}; }
 static inline vf load(const float *p) { return *reinterpret_cast<const vf *>(p); }
 static inline void store(float *p, vf x) { *reinterpret_cast<vf *>(p) = x; }
 
+// Widening of 16 numbers is one instruction, which GCC up to 12 takes apart into five.
 static inline vf load(const bf16 *p) {
+#ifdef __AVX512F__
+    vu wide = reinterpret_cast<vu>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))) << 16;
+#else
     vu wide = __builtin_convertvector(*reinterpret_cast<const vh *>(p), vu) << 16;
+#endif
     return reinterpret_cast<vf &>(wide);
+}
+
+static inline vf load(const int8_t *p) {
+#ifdef __AVX512F__
+    return reinterpret_cast<vf>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))));
+#else
+    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const vb *>(p), vi), vf);
+#endif
+}
+
+static inline void narrow(float *p, float x) { *p = x; }
+static inline void narrow(bf16 *p, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    *p = x == x ? static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : 0x7fc0;
 }
 
 // To nearest, ties to even, NaN stays NaN: what torch's cast does.
@@ -43,15 +67,21 @@ static inline vf choose(vi mask, vf yes, vf no) {
 }
 static inline vf larger(vf a, vf b) { return choose(a > b, a, b); }
 
+// Halves are folded together until one lane is left.
+typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef float v4 __attribute__((vector_size(16), aligned(4)));
+
 static inline float sum(vf x) {
-    float total = 0.0f;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+    v8 eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    v4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 static inline float largest(vf x) {
-    float found = x[0];
-    for (int i = 1; i < LANES; i++) found = x[i] > found ? x[i] : found;
-    return found;
+    float lanes[LANES];
+    store(lanes, x);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+    return lanes[0];
 }
 
 // e^x to 2 units in the last place; 0 below -87.3 (minus infinity too), and NaN stays NaN.

@@ -17,13 +17,23 @@ class Newest:
     """One step of decoding: puts each sample's newest key and value into `cache` and attends to all of its keys.
 
     `lengths` (A,) counts each sample's tokens, the newest included, and `longest` is at least the largest of
-    them; sample a lies in slot a. cos and sin are the (A', 1, D/2) angles of A' >= A rows, of which A count.
+    them; sample a lies in slot a, or in a blocked cache row a in slots[a], one token of it after the other.
+    cos and sin are the (A', 1, D/2) angles of A' >= A rows, of which A count.
     """
 
     def __init__(
-        self, cache: Cache, shape: Shape, lengths: Tensor, cos: Tensor, sin: Tensor, *, longest: int
+        self,
+        cache: Cache,
+        shape: Shape,
+        lengths: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        longest: int,
+        slots: Tensor | None = None,
     ) -> None:
         self._cache, self._shape, self._lengths = cache, shape, lengths
+        self._slots = torch.arange(len(lengths)) if slots is None and cache.is_blocked else slots
         self._cos, self._sin = cos, sin
         if not cache.is_blocked:
             self._longest = min(round_up(longest), cache.length)
@@ -35,9 +45,9 @@ class Newest:
         """(A', heads * D) from the layer's (A', (heads + 2 kv_heads) * D) queries, keys and values."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         if self._cache.is_blocked:
-            angles = self._cos, self._sin
-            heads = self._shape.num_heads
-            return native.attend_newest(projected, *angles, keys, values, self._lengths, heads=heads)
+            assert self._slots is not None
+            at = keys, values, self._slots, self._lengths
+            return native.attend_newest(projected, self._cos, self._sin, *at, heads=self._shape.num_heads)
         rows, longest = len(self._lengths), self._longest
         query, key, value = rotated(projected[:rows], self._shape, self._cos[:rows], self._sin[:rows])
         keys.flatten(0, 2).index_copy_(0, self._places, key.flatten(0, 1))

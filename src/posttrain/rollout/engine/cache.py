@@ -53,15 +53,15 @@ class Cache:
         return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
 
     def reserve(self, slots: int, length: int, *, at_most: int | None = None) -> None:
-        """Make room for `slots` sequences of `length` positions; what they hold stays, other slots may go.
+        """Make room for `slots` sequences of `length` positions; so much of theirs stays, the rest may go.
 
         Room to grow is added up to `at_most` positions.
         """
         old_slots, old_length = self.slots, self.length
         if slots <= old_slots and length <= old_length:
             return
-        # a quarter more than asked, so that growing token by token copies seldom
-        grown_length = length + length // 4
+        # half more than asked, so that growing token by token copies seldom
+        grown_length = length + length // 2
         new_length = round_up(grown_length if at_most is None else max(length, min(grown_length, at_most)))
         kept_slots, kept_length = min(slots, old_slots), min(new_length, old_length)
         for name in ("keys", "values"):

@@ -39,7 +39,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     is_native = logits.dtype == torch.bfloat16 and elementwise.fits(logits)
     if sampling.temperature == 0:
         if is_native:
-            return elementwise.draw_likeliest(logits)
+            return elementwise.draw(logits, uniform, 0.0)
         wide = logits.float()
         ids = wide.argmax(1)
         return ids, wide.gather(1, ids[:, None])[:, 0] - wide.logsumexp(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,10 @@ from posttrain.model.attention import round_up
 from posttrain.model.decoder import Angles, Shape
 from posttrain.records import Completion, StopReason
 from posttrain.rollout.engine.cache import Cache
-from posttrain.rollout.engine.draw import draw, uniforms
+from posttrain.rollout.engine.draft import MOST, Drafts
+from posttrain.rollout.engine.draw import draw
 from posttrain.rollout.engine.forward import Held, prefill
+from posttrain.rollout.engine.running import Prompt, Sample, Token, uniforms_of
 from posttrain.rollout.engine.step import PlainSteps, SteadySteps, Steps, can_record
 from posttrain.rollout.engine.weights import EngineWeights
 from posttrain.rollout.sampler import Request, Sampling
@@ -26,61 +27,13 @@ _PREFILL_TOKENS = 4096
 """Prompt tokens run in one forward pass at most (a longer prompt runs alone)."""
 
 
-@dataclass(slots=True, eq=False)
-class _Prompt:
-    """A request. Its prompt is run once; what that gave is kept until its last sample has started."""
-
-    handle: int
-    request: Request
-    sampling: Sampling
-    completions: list[Completion | None]
-    next_sample: int = 0
-    logits: Tensor | None = None
-    """(V,) after the prompt's last token."""
-    held: Held | None = None
-    """The prompt's keys and values."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of a sample that reaches its limit, prompt included."""
-        return len(self.request.prompt_ids) + self.sampling.max_new_tokens
-
-
-@dataclass(slots=True, eq=False)
-class _Sample:
-    """One running sample. Its place in the engine's list is its slot in the cache."""
-
-    prompt: _Prompt
-    index: int
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def seed(self) -> int:
-        return self.prompt.request.seeds[self.index]
-
-    @property
-    def length(self) -> int:
-        """Tokens so far, prompt included."""
-        return len(self.prompt.request.prompt_ids) + len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One drawn token of a running request, for streaming; `completion` is set on the sample's last."""
-
-    handle: int
-    sample: int
-    id: int
-    completion: Completion | None
-
-
 class Engine:
     """A `Sampler` in this process, for the Llama and OLMo 2 families, on a CPU or a GPU.
 
     `stop_ids` end a completion; `decode` turns ids to text without special tokens. `cache_gib` bounds the
     keys and values held at once (GiB), `max_rows` the samples that run together. `steady` decodes over buffers
-    that stay; None: on a GPU, which replays such steps as graphs (`step.py`).
+    that stay; None: on a GPU, which replays such steps as graphs (`step.py`). `drafts` lets a sample that runs alone
+    be guessed ahead, where the compiled kernels are (`draft.py`): faster, at a byte per parameter.
     """
 
     def __init__(
@@ -94,6 +47,7 @@ class Engine:
         max_rows: int = 256,
         cache_gib: float = 2.0,
         steady: bool | None = None,
+        drafts: bool = False,
     ) -> None:
         self.shape = Shape.of(config)
         self.max_positions = int(config.max_position_embeddings)
@@ -107,12 +61,14 @@ class Engine:
         is_steady = can_record(self.device) if steady is None else steady
         kind = SteadySteps if is_steady else PlainSteps
         self._steps: Steps = kind(self.shape, self._angles, self._cache, self.device)
+        self._may_draft = drafts and not is_steady and Drafts.fits(config, self._cache)
+        self._drafts: Drafts | None = None
         self._weights: EngineWeights | None = None
         self._before: Held | None = None
         self.version = 0
-        self._waiting: deque[_Prompt] = deque()
-        self._prompts: dict[int, _Prompt] = {}
-        self._samples: list[_Sample] = []
+        self._waiting: deque[Prompt] = deque()
+        self._prompts: dict[int, Prompt] = {}
+        self._samples: list[Sample] = []
         self._streams: dict[int, deque[Token]] = {}
         self._unclaimed: dict[int, list[Completion]] = {}
         self._next_handle = 0
@@ -127,6 +83,8 @@ class Engine:
             weights, self.shape, dtype=self.dtype, device=self.device, rows=min(64, self.max_rows)
         )
         self._steps.load(self._weights)
+        if self._may_draft:
+            self._drafts = Drafts(self._weights, self.shape, self._angles, self._cache)
         self.version = version
         self._before = None
 
@@ -156,7 +114,7 @@ class Engine:
     def submit(self, request: Request, sampling: Sampling) -> int:
         """Queue `request`; its handle names it in `step`'s results and in `cancel`."""
         self._refuse_impossible(request, sampling)
-        prompt = _Prompt(self._next_handle, request, sampling, [None] * len(request.seeds))
+        prompt = Prompt(self._next_handle, request, sampling, [None] * len(request.seeds))
         self._next_handle += 1
         self._waiting.append(prompt)
         self._prompts[prompt.handle] = prompt
@@ -214,7 +172,7 @@ class Engine:
             raise RuntimeError("load weights before generating")
         tokens = self._admit()
         if self._samples:
-            tokens += self._draw(self._decode_step(), self._samples)
+            tokens += self._decode_step()
         for token in tokens:
             if token.handle in self._streams:
                 self._streams[token.handle].append(token)
@@ -234,8 +192,8 @@ class Engine:
 
     def _admit(self) -> list[Token]:
         """Move waiting samples into the batch while rows and cache allow; draw their first tokens."""
-        started: list[_Sample] = []
-        fresh: list[_Prompt] = []
+        started: list[Sample] = []
+        fresh: list[Prompt] = []
         held, known = 0, 0
         while self._waiting:
             prompt = self._waiting[0]
@@ -253,7 +211,7 @@ class Engine:
                 fresh.append(prompt)
             wanted = len(prompt.request.seeds) - prompt.next_sample
             for _ in range(min(wanted, room)):
-                started.append(_Sample(prompt, prompt.next_sample))
+                started.append(Sample(prompt, prompt.next_sample))
                 prompt.next_sample += 1
             if room < wanted:
                 break
@@ -268,11 +226,11 @@ class Engine:
             self._before = found[-1]
         return self._start(started) if started else []
 
-    def _known(self, prompt: _Prompt) -> int:
+    def _known(self, prompt: Prompt) -> int:
         """Tokens of the prompt that need not be run."""
         return 0 if self._before is None else self._before.shared_with(prompt.request.prompt_ids)
 
-    def _room(self, prompt: _Prompt, started: list[_Sample]) -> int:
+    def _room(self, prompt: Prompt, started: list[Sample]) -> int:
         """How many more samples of `prompt` may start, were every sample to reach its limit."""
         running = [*self._samples, *started]
         longest = max([prompt.longest, *(sample.prompt.longest for sample in running)])
@@ -282,11 +240,11 @@ class Engine:
         """How many samples of up to `longest` tokens may run: the cache is a rectangle."""
         return min(self.max_rows, self._budget_tokens // round_up(longest))
 
-    def _start(self, started: list[_Sample]) -> list[Token]:
+    def _start(self, started: list[Sample]) -> list[Token]:
         """Give each new sample a slot that begins with its prompt, and draw its first token."""
         first = len(self._samples)
         self._samples += started
-        self._reserve(max(s.length for s in started) + 1)
+        self._reserve(max(s.length for s in self._samples) + 1)
         logits = []
         for slot, sample in enumerate(started, start=first):
             prompt = sample.prompt
@@ -296,7 +254,7 @@ class Engine:
         for prompt in {sample.prompt.handle: sample.prompt for sample in started}.values():
             if prompt.next_sample == len(prompt.request.seeds):
                 prompt.held = None
-        return self._draw(torch.stack(logits), started)
+        return self._record(started, *self._draw(torch.stack(logits), started))
 
     def _reserve(self, length: int) -> None:
         longest = max(sample.prompt.longest for sample in self._samples)
@@ -307,34 +265,65 @@ class Engine:
 
         self._steps.reserve(len(self._samples), length, longest=longest, most_rows=most_rows)
 
-    def _decode_step(self) -> Tensor:
-        lengths = [sample.length for sample in self._samples]
-        self._reserve(max(lengths))
-        return self._steps([sample.ids[-1] for sample in self._samples], lengths)
+    def _decode_step(self) -> list[Token]:
+        """The next token of every sample; of one that runs alone also those that a draft guessed right."""
+        samples = list(self._samples)
+        self._reserve(max(sample.length for sample in samples))
+        guesses = self._guess(samples[0]) if len(samples) == 1 else []
+        if not guesses or self._drafts is None:
+            ids, lengths = [s.ids[-1] for s in samples], [s.length for s in samples]
+            return self._record(samples, *self._draw(self._steps(ids, lengths), samples))
+        (sample,) = samples
+        lengths = [sample.length + i for i in range(len(guesses) + 1)]
+        logits = self._steps([sample.ids[-1], *guesses], lengths, alone=True)
+        ids, nats = self._draw(logits, samples * len(lengths), ahead=range(len(lengths)))
+        right = next((i for i, guess in enumerate(guesses) if guess != ids[i]), len(guesses))
+        self._drafts.learn(len(guesses), right)
+        return [
+            token
+            for i in range(right + 1)
+            if self._samples  # a right guess may still lie behind the sample's end
+            for token in self._record(samples, ids[i : i + 1], nats[i : i + 1])
+        ]
 
-    def _draw(self, logits: Tensor, samples: Sequence[_Sample]) -> list[Token]:
-        """Draw one token for each of `samples` (logits row by row), record it, and end those that end."""
-        samples = list(samples)
-        ids, logprobs = np.empty(len(samples), np.int64), np.empty(len(samples), np.float32)
+    def _guess(self, sample: Sample) -> list[int]:
+        """Tokens that may follow the only sample's newest, fewer than it has left."""
+        sampling = sample.prompt.sampling
+        most = min(MOST, sampling.max_new_tokens - len(sample.ids) - 1)
+        if self._drafts is None or most < 1:
+            return []
+        self._reserve(sample.length + most)
+        uniforms = uniforms_of([sample] * most, range(most))
+        return self._drafts.guess(sample.ids[-1], sample.length, uniforms, sampling.temperature)
+
+    def _draw(
+        self, logits: Tensor, samples: Sequence[Sample], ahead: Sequence[int] | None = None
+    ) -> tuple[list[int], list[float]]:
+        """A token and its log-probability (nats) for each row of logits, whose sample it is; `ahead` counts the
+        tokens between its newest and the row's.
+        """
+        offsets = ahead or [0] * len(samples)
+        ids, nats = np.empty(len(samples), np.int64), np.empty(len(samples), np.float32)
         by_rule: dict[tuple[float, float, int], list[int]] = {}
         for i, sample in enumerate(samples):  # limits and stop texts do not change how a token is drawn
             given = sample.prompt.sampling
             by_rule.setdefault((given.temperature, given.top_p, given.top_k), []).append(i)
+        uniform = torch.from_numpy(uniforms_of(samples, offsets)).to(self.device)
         for rows in by_rule.values():
-            sampling = samples[rows[0]].prompt.sampling
-            chosen = logits if len(rows) == len(samples) else logits[rows]
-            seeds = np.array([samples[i].seed for i in rows], np.uint64)
-            indices = np.array([len(samples[i].ids) for i in rows], np.uint64)
-            uniform = torch.from_numpy(uniforms(seeds, indices).astype(np.float32)).to(self.device)
-            drawn, nats = draw(chosen, sampling, uniform)
-            ids[rows], logprobs[rows] = drawn.cpu().numpy(), nats.float().cpu().numpy()
-        for sample, token, logprob in zip(samples, ids.tolist(), logprobs.tolist(), strict=True):
+            is_all = len(rows) == len(samples)
+            chosen = (logits, uniform) if is_all else (logits[rows], uniform[rows])
+            drawn, found = draw(chosen[0], samples[rows[0]].prompt.sampling, chosen[1])
+            ids[rows], nats[rows] = drawn.cpu().numpy(), found.float().cpu().numpy()
+        return ids.tolist(), nats.tolist()
+
+    def _record(self, samples: Sequence[Sample], ids: Sequence[int], nats: Sequence[float]) -> list[Token]:
+        """Give each of `samples` its token, and end those that end."""
+        for sample, token, logprob in zip(samples, ids, nats, strict=True):
             sample.ids.append(token)
             sample.logprobs.append(logprob)
         tokens = []
-        for (
-            sample
-        ) in samples:  # only now: ending one moves another, which must be as long as the cache has it
+        # only now: ending one moves another, which must be as long as the cache has it
+        for sample in samples:
             reason = self._stop_reason(sample)
             if reason is not None:
                 self._finish(sample, reason)
@@ -342,7 +331,7 @@ class Engine:
             tokens.append(Token(sample.prompt.handle, sample.index, sample.ids[-1], done))
         return tokens
 
-    def _stop_reason(self, sample: _Sample) -> StopReason | None:
+    def _stop_reason(self, sample: Sample) -> StopReason | None:
         sampling = sample.prompt.sampling
         if sample.ids[-1] in self._stop_ids:
             return "stop"
@@ -353,7 +342,7 @@ class Engine:
                 return "stop"
         return "length" if len(sample.ids) >= sampling.max_new_tokens else None
 
-    def _finish(self, sample: _Sample, reason: StopReason) -> None:
+    def _finish(self, sample: Sample, reason: StopReason) -> None:
         """Record the completion and give its slot to the last sample."""
         text = self._decode_text(sample.ids)
         cuts = [text.find(stop) for stop in sample.prompt.sampling.stop if stop in text]

@@ -136,15 +136,17 @@ def decode(
     cache: Cache,
     *,
     longest: int,
+    slots: Tensor | None = None,
 ) -> Tensor:
     """(A, V) logits after each sample's newest token `ids` (A,), whose keys and values join `cache`.
 
     `lengths` (A,) counts each sample's tokens, prompt and newest included, and none is above `longest`; sample a
-    lies in slot a. The device is asked nothing, so that the step can be recorded.
+    lies in slot a, or rows are tokens of slots[a] in order, in a blocked cache. The device is asked nothing, so
+    that the step can be recorded.
     """
     rows, dtype = len(ids), weights.embedding.dtype
     filled = F.pad(ids, (0, max(0, weights.least_rows - rows)))
     x = F.embedding(filled, weights.embedding).float()
     cos, sin = angles.at(F.pad(lengths - 1, (0, len(filled) - rows)), dtype)
-    newest = Newest(cache, shape, lengths, cos, sin, longest=longest)
+    newest = Newest(cache, shape, lengths, cos, sin, longest=longest, slots=slots)
     return weights.head(_layers(weights, shape, x, newest.attend))[:rows]

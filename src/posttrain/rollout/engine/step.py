@@ -43,10 +43,11 @@ class Steps(Protocol):
         """Room for `rows` samples of `length` tokens, `longest` at their limits; they may become `most_rows()`."""
         ...
 
-    def __call__(self, ids: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def __call__(self, ids: Sequence[int], lengths: Sequence[int], *, alone: bool = False) -> Tensor:
         """(A, V) logits after each sample's newest token; read them before the next step.
 
-        ids are those tokens, lengths (A,) count each sample's tokens with it; sample a lies in slot a.
+        ids are those tokens, lengths (A,) count each sample's tokens with it; sample a lies in slot a. `alone`:
+        they are tokens of one sample, one after the other, in slot 0 of a blocked cache.
         """
         ...
 
@@ -70,12 +71,13 @@ class PlainSteps:
         """As much room as is needed now, and some to grow."""
         self._cache.reserve(rows, length, at_most=longest)
 
-    def __call__(self, ids: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def __call__(self, ids: Sequence[int], lengths: Sequence[int], *, alone: bool = False) -> Tensor:
         """(A, V) logits."""
         assert self._weights is not None
         newest, counts = torch.tensor([ids, lengths], device=self._device)
+        slots = torch.zeros_like(counts) if alone else None
         model = self._weights, self._shape, self._angles
-        return decode(*model, newest, counts, self._cache, longest=max(lengths))
+        return decode(*model, newest, counts, self._cache, longest=max(lengths), slots=slots)
 
     def rest(self) -> None:
         """Give the cache's memory back."""
@@ -118,8 +120,9 @@ class SteadySteps:
             self._sizes.clear()
             self._cache.reserve(most_rows(), longest, at_most=longest)
 
-    def __call__(self, ids: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    def __call__(self, ids: Sequence[int], lengths: Sequence[int], *, alone: bool = False) -> Tensor:
         """(A, V) logits, in a buffer that the next step writes to."""
+        assert not alone, "only blocked caches, which a CPU has, take several tokens of a sample"
         rows = min(padded_rows(len(ids)), self._cache.slots)
         keys = min(-(-max(lengths) // _WINDOW) * _WINDOW, self._cache.length)
         size = self._sizes.get((rows, keys)) or self._new(rows, keys)

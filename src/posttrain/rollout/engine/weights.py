@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.model.decoder import Shape
-
-Linear = Callable[[Tensor], Tensor]
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
@@ -24,12 +22,35 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     )
 
 
-def linear(weight: Tensor, *, pack_for_rows: int | None) -> Linear:
+def least_rows(dtype: torch.dtype, device: torch.device) -> int:
+    """Rows that a step is filled up to: packed weights meet four rows sooner than one, and AMX any few alike.
+
+    There the order of a row's sums depends on their number, so it is the same from one row to eight, which is as many
+    as a sample that runs alone is checked by (`draft.py`).
+    """
+    if not can_pack(dtype, device):
+        return 1
+    return 8 if torch.cpu._is_amx_tile_supported() else 4
+
+
+class Linear:
     """x -> x @ weight^T; with `pack_for_rows` the weight is laid out once for inputs of about that many rows."""
-    if pack_for_rows is None:
-        return lambda x: F.linear(x, weight)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, pack_for_rows)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+    def __init__(self, weight: Tensor, *, pack_for_rows: int | None) -> None:
+        self._is_packed = pack_for_rows is not None
+        if self._is_packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, pack_for_rows)
+        self._weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(A, outputs) from x (A, inputs)."""
+        if not self._is_packed:
+            return F.linear(x, self._weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+
+    def plain(self) -> Tensor:
+        """(outputs, inputs) weight as it was given."""
+        return self._weight.to_dense() if self._is_packed else self._weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +78,7 @@ class EngineWeights:
     norm: Tensor
     head: Linear
     least_rows: int
-    """Rows that a step is filled up to: packed weights meet four rows sooner than one."""
+    """As the function of this name says."""
 
     @classmethod
     def of(
@@ -75,7 +96,7 @@ class EngineWeights:
         def fused(*names: str) -> Linear:
             # `clone` because a float32 copy must not follow the learner's next update
             parts = [weights[name].detach().to(device, dtype) for name in names]
-            return linear(torch.cat(parts) if len(parts) > 1 else parts[0].clone(), pack_for_rows=pack)
+            return Linear(torch.cat(parts) if len(parts) > 1 else parts[0].clone(), pack_for_rows=pack)
 
         def norm(name: str) -> Tensor | None:
             found = weights.get(name)
@@ -98,7 +119,6 @@ class EngineWeights:
                 key_norm=norm(attention + "k_norm.weight"),
             )
 
-        least_rows = 4 if pack is not None else 1
         final = norm("model.norm.weight")
         assert final is not None
         return cls(
@@ -106,5 +126,5 @@ class EngineWeights:
             layers=tuple(layer(index) for index in range(shape.num_layers)),
             norm=final,
             head=fused("model.embed_tokens.weight" if shape.tied else "lm_head.weight"),
-            least_rows=least_rows,
+            least_rows=least_rows(dtype, device),
         )

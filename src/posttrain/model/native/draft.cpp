@@ -1,0 +1,126 @@
+// Tokens drawn ahead with a copy of the model whose matrices are 8-bit: guesses that the model itself then checks, all in
+// one pass. One token at a time reads every weight, so half of the bytes are half of the time.
+#include "attention.h"
+#include "sampling.h"
+
+constexpr int ROWS = 4;           // of a matrix, multiplied together
+constexpr int AHEAD_BYTES = 6144;  // fetched before they are needed: one reader alone waits for memory
+
+// (rows, columns), each row to be multiplied by its scale. ROWS of them lie together, 16 columns of each in turn, so that
+// memory is read from one end to the other.
+struct Matrix {
+    const int8_t *weights;
+    const float *scales;
+};
+
+// norms are null where the family has none
+struct Layer {
+    Matrix qkv, out, gate_up, down;
+    const float *attention_in, *attention_out, *mlp_in, *mlp_out, *query_norm, *key_norm;
+};
+
+struct Sizes {
+    int64_t layers, hidden, heads, kv_heads, head, inner, vocab, slots, capacity;
+};
+
+// rows start .. start + ROWS of the product by x
+static inline void dot(const Matrix &by, int64_t start, const float *x, int64_t columns, float *found) {
+    vf sums[ROWS] = {};
+    const int8_t *from = by.weights + start * columns;
+    for (int64_t i = 0; i < columns; i += LANES) {
+        __builtin_prefetch(from + i * ROWS + AHEAD_BYTES, 0, 2);
+        const vf own = load(x + i);
+        for (int r = 0; r < ROWS; r++) sums[r] += load(from + i * ROWS + r * LANES) * own;
+    }
+    for (int r = 0; r < ROWS; r++) found[r] = sum(sums[r]) * by.scales[start + r];
+}
+
+// y = by x, shared among the threads, which meet at the end
+template <typename To>
+static void multiply(const Matrix &by, int64_t rows, const float *x, int64_t columns, To *y) {
+#pragma omp for schedule(static)
+    for (int64_t start = 0; start < rows; start += ROWS) {
+        float found[ROWS];
+        dot(by, start, x, columns, found);
+        for (int r = 0; r < ROWS && start + r < rows; r++) narrow(y + start + r, found[r]);
+    }
+}
+
+// silu(gate x) * (up x); two rows of gate and the same two of up lie together
+static void multiply_gated(const Matrix &by, int64_t inner, const float *x, int64_t columns, float *y) {
+#pragma omp for schedule(static)
+    for (int64_t start = 0; start < inner; start += ROWS / 2) {
+        float found[ROWS];
+        dot(by, 2 * start, x, columns, found);
+        for (int r = 0; r < ROWS / 2; r++) y[start + r] = found[r] / (1.0f + std::exp(-found[r])) * found[ROWS / 2 + r];
+    }
+}
+
+// x / sqrt(mean(x^2) + eps) * weight; x itself without a weight
+template <typename X>
+static void normalise(const X *x, const float *weight, int64_t size, float eps, X *out) {
+    vf squares{};
+    for (int64_t i = 0; i < size; i += LANES) squares += load(x + i) * load(x + i);
+    const float by = 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps);
+    for (int64_t i = 0; i < size; i += LANES) store(out + i, weight == nullptr ? load(x + i) : load(x + i) * by * load(weight + i));
+}
+
+extern "C" {
+
+// `count` tokens after `first`, the newest of slot 0 at place length - 1; ids[i] is drawn by uniforms[i], or the likeliest
+// if the temperature is 0. embedding is (vocab, hidden); cos and sin (count, head / 2) from that place on; keys and values
+// are the whole cache, (layers, slots, ...), whose places length - 1 .. length + count - 2 are written.
+void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, const bf16 *embedding, const Sizes *sizes,
+                  const bf16 *cos, const bf16 *sin, bf16 *keys, bf16 *values, const float *uniforms, int64_t first,
+                  int64_t length, int64_t count, int64_t *ids, float temperature, float eps, int threads) {
+    const Sizes n = *sizes;
+    const int64_t width = (n.heads + 2 * n.kv_heads) * n.head, attended = n.heads * n.head, deep = n.kv_heads * n.head;
+    const int64_t of_layer = n.slots * n.kv_heads * n.capacity * n.head;
+    Scratch gated(n.inner), added(n.hidden), halves((width + attended + n.vocab) / 2 + 3 * LANES);
+    bf16 *qkv = reinterpret_cast<bf16 *>(halves.at), *mixed = qkv + width, *logits = mixed + attended;
+#pragma omp parallel num_threads(threads)
+    {
+        // every thread keeps the residual stream, so that only products are waited for
+        Scratch stream(n.hidden), entering(n.hidden > attended ? n.hidden : attended);
+        Scratch room(NEWEST_TILE * (n.capacity + LANES)), queries(n.heads / n.kv_heads * n.head);
+        for (int64_t i = 0; i < count; i++) {
+            const bf16 *newest = embedding + (i == 0 ? first : ids[i - 1]) * n.hidden;
+            for (int64_t j = 0; j < n.hidden; j += LANES) store(stream.at + j, load(newest + j));
+            auto join = [&](const float *leaving) {
+                normalise(added.at, leaving, n.hidden, eps, entering.at);
+                for (int64_t j = 0; j < n.hidden; j++) stream.at[j] += entering.at[j];
+            };
+            for (int64_t index = 0; index < n.layers; index++) {
+                const Layer &layer = layers[index];
+                normalise(stream.at, layer.attention_in, n.hidden, eps, entering.at);
+                multiply(layer.qkv, width, entering.at, n.hidden, qkv);
+                if (layer.query_norm != nullptr) {
+#pragma omp single
+                    {
+                        normalise(qkv, layer.query_norm, attended, eps, qkv);
+                        normalise(qkv + attended, layer.key_norm, deep, eps, qkv + attended);
+                    }
+                }
+#pragma omp for schedule(static)
+                for (int64_t head = 0; head < n.kv_heads; head++) {
+                    const int64_t at = index * of_layer + head * n.capacity * n.head, angle = i * n.head / 2;
+                    const Newest task{qkv, cos + angle, sin + angle, keys + at, values + at, length + i, n.capacity, n.heads, n.kv_heads, n.head, head};
+                    keep_newest(task);
+                    attend_newest_at(task, room.at, queries.at, mixed);
+                }
+                for (int64_t j = 0; j < attended; j += LANES) store(entering.at + j, load(mixed + j));
+                multiply(layer.out, n.hidden, entering.at, attended, added.at);
+                join(layer.attention_out);
+                normalise(stream.at, layer.mlp_in, n.hidden, eps, entering.at);
+                multiply_gated(layer.gate_up, n.inner, entering.at, n.hidden, gated.at);
+                multiply(layer.down, n.hidden, gated.at, n.inner, added.at);
+                join(layer.mlp_out);
+            }
+            normalise(stream.at, norm, n.hidden, eps, entering.at);
+            multiply(*head, n.vocab, entering.at, n.hidden, logits);
+#pragma omp single
+            ids[i] = (temperature > 0 ? draw_by(logits, uniforms[i], n.vocab, temperature) : likeliest_of(logits, n.vocab)).id;
+        }
+    }
+}
+}

@@ -1,0 +1,84 @@
+"""Tokens guessed ahead for a sample that runs alone, by a copy of the model with 8-bit matrices.
+
+One row at a time is as fast as memory brings the weights. So a copy of half the size draws the next few tokens, by the
+very uniform numbers that will draw the real ones, and the model then takes all of them in one pass. What is kept is
+what it draws itself, so the result is that of plain decoding to the bit (speculative decoding, arXiv:2211.17192, with
+common random numbers in place of its acceptance rule).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from posttrain.model.decoder import Angles, Shape
+from posttrain.model.native.draft import Copy, Layer, Matrix
+from posttrain.rollout.engine.cache import Cache
+from posttrain.rollout.engine.weights import EngineWeights
+
+MOST = 7
+"""Guesses at once: with the newest token they make eight rows."""
+_WORTH = 32
+"""Steps that a sample has run alone before the copy is made, which takes as long as a few."""
+
+
+class Drafts:
+    """Guesses for the sample in slot 0 of `cache` while it is the only one."""
+
+    def __init__(self, weights: EngineWeights, shape: Shape, angles: Angles, cache: Cache) -> None:
+        self._weights, self._shape, self._angles, self._cache = weights, shape, angles, cache
+        self._steps_alone = 0
+        self._copy: Copy | None = None
+        self._at_once = MOST
+
+    @staticmethod
+    def fits(config: Any, cache: Cache) -> bool:
+        """Whether the kernels take such a model: see `Copy.fits`; and its cache lies as they need it."""
+        return cache.is_blocked and Copy.fits(int(config.hidden_size), int(config.intermediate_size))
+
+    def guess(self, newest: int, length: int, uniforms: np.ndarray, temperature: float) -> list[int]:
+        """Tokens that may follow `newest`, at most one for each of `uniforms` (float32), which will draw them.
+
+        `length` counts the sample's tokens with `newest`; the cache has room for the guesses, and what it holds
+        from place length - 1 on is overwritten.
+        """
+        self._steps_alone += 1
+        count = min(len(uniforms), self._at_once)
+        if self._steps_alone <= _WORTH or not count:
+            return []
+        self._copy = self._copy or _copied(self._weights, self._shape)
+        angles = self._angles.at(torch.arange(length - 1, length - 1 + count), self._cache.dtype)
+        room = self._cache.keys, self._cache.values
+        return self._copy.draw(newest, length, uniforms[:count], temperature, angles, *room)
+
+    def learn(self, guessed: int, right: int) -> None:
+        """The first `right` of `guessed` tokens were drawn: guess more after a full hit, fewer after a miss."""
+        self._at_once = min(MOST, guessed + 2) if right == guessed else right + 1
+
+
+def _copied(weights: EngineWeights, shape: Shape) -> Copy:
+    layers = [
+        Layer(
+            qkv=Matrix.of(layer.qkv.plain()),
+            out=Matrix.of(layer.out.plain()),
+            gate_up=Matrix.of(layer.gate_up.plain(), gated=True),
+            down=Matrix.of(layer.down.plain()),
+            norms=(
+                *(layer.attention_in, layer.attention_out, layer.mlp_in, layer.mlp_out),
+                *(layer.query_norm, layer.key_norm),
+            ),
+        )
+        for layer in weights.layers
+    ]
+    return Copy(
+        layers,
+        Matrix.of(weights.head.plain()),
+        weights.norm,
+        weights.embedding,
+        heads=shape.num_heads,
+        kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        eps=shape.norm_eps,
+    )
