@@ -1,8 +1,8 @@
 """Causal attention over a tree of segments: padded grids for the kernel only, a backward pass that keeps little.
 
-In bfloat16 on a CPU the forward pass is our own kernel (`model/native`) where there is a compiler: it walks the
-segments without padding, and the engine's decoding sums in the same order. Elsewhere it is PyTorch's. On a CPU
-PyTorch's backward pass spends most of its time on short rows outside matrix products; there the plain formula over
+In bfloat16 on a CPU both passes are our own kernels (`model/native`) where there is a compiler: they walk the
+segments without padding, and the engine's decoding sums in the same order. Elsewhere they are PyTorch's. On a CPU
+its backward pass spends most of its time on short rows outside matrix products; there the plain formula over
 whole rows takes half as long.
 """
 
@@ -234,6 +234,11 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         query, key, value, out, normalisers = ctx.saved_tensors
+        if _is_native(query, key):
+            given = query, key, value, out, normalisers, grad
+            grad_query, *others = native.attend_segments_backward(*given, ctx.layout.spans)
+            grad_key, grad_value = (g.to(key.dtype) for g in others)
+            return grad_query, grad_key, grad_value, None
         precise = torch.promote_types(key.dtype, torch.float32)
         grad_query = torch.empty_like(query)
         # in float32: a shared prompt's keys gather a term from every completion

@@ -93,6 +93,31 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> 
     return out, normalisers
 
 
+def attend_segments_backward(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, normalisers: Tensor, grad: Tensor, spans: Spans
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query (bfloat16), key and value (float32) from `grad` (M, heads, D), that of `attend_segments`."""
+    query, key, value, grad = map(_by_rows, (query, key, value, grad.contiguous()))
+    _, heads, size = query.shape
+    kv_heads = key.shape[1]
+    grad_query = torch.empty(query.shape, dtype=query.dtype)
+    grad_key, grad_value = (torch.zeros(x.shape) for x in (key, value))
+    parts = torch.empty(2 * size * kv_heads * len(spans.lines))
+    # the long ones first, so that no thread is left with one at the end
+    order = np.argsort(-(spans.depths + spans.lengths) * spans.lengths, kind="stable")
+    strided = [part for x in (query, key, value) for part in (x.data_ptr(), x.stride(0))]
+    arrays = (spans.lines, spans.offsets, spans.firsts, spans.lengths, spans.depths, order)
+    call(
+        "attend_segments_backward",
+        *strided,
+        *(x.data_ptr() for x in (out, grad, normalisers)),
+        *(array.ctypes.data for array in arrays),
+        *(len(order), heads, kv_heads, size),
+        *(x.data_ptr() for x in (grad_query, grad_key, grad_value, parts)),
+    )
+    return grad_query, grad_key, grad_value
+
+
 def attend_newest(
     projected: Tensor,
     cos: Tensor,

@@ -16,7 +16,7 @@ import torch
 
 from posttrain.model.cache import cache_dir
 
-_SOURCES = ("elementwise.cpp", "attention.cpp", "sampling.cpp", "draft.cpp")
+_SOURCES = ("elementwise.cpp", "attention.cpp", "attention_backward.cpp", "sampling.cpp", "draft.cpp")
 _HEADERS = ("vector.h", "attention.h", "sampling.h")
 _FLAGS = (
     "-std=c++17",
@@ -48,6 +48,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "log_softmax_backward_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
     "draw_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
     "attend_segments": (*(_P, _N) * 3, *(_P,) * 6, _N, _N, _N, _N, _P, _P),
+    "attend_segments_backward": (*(_P, _N) * 3, *(_P,) * 9, _N, _N, _N, _N, *(_P,) * 4),
     "attend_newest": (*(_P,) * 7, _N, _N, _N, _N, _N, _P),
     "draft_tokens": (*(_P,) * 10, _N, _N, _N, _P, _F, _F),
 }
