@@ -69,7 +69,10 @@ def layer_scratch(shape: ModelShape, lora: LoRA | None, batch: MicroBatch, width
     hidden, query, key, wide = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
     gated = width * (4 * wide + hidden)
     attended = width * 9 * query + 8 * key
-    if fleet.device.is_cpu and batch.longest_row <= DENSE_KEYS:
+    if fleet.device.is_cpu and width < 4:
+        # the CPU's kernels: gradients, and in float32 those of keys and what each segment gives to them
+        attended = width * (3 * query + 2 * key) + 16 * key
+    elif fleet.device.is_cpu and batch.longest_row <= DENSE_KEYS:
         # scores in float32, their gradient, and one of them in the compute dtype
         attended += (8 + width) * shape.num_heads * -(-batch.longest_row // 32) * 32
     largest = max(inputs * outputs for inputs, outputs in shape.projections.values())
