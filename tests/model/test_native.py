@@ -190,6 +190,23 @@ def test_rows_alone_and_in_a_crowd_are_equal_to_the_bit():
         assert torch.equal(alone, together[places])
 
 
+@pytest.mark.parametrize("case", ["alone", "short", "long", "shared"])
+def test_gradients_do_not_depend_on_how_queries_are_cut(case, monkeypatch):
+    """A long segment's queries are several tasks, and a key's gradient the sum of what they give."""
+    tree, _ = forest(case)
+    inputs = [normal(len(tree.tokens), h, 64, seed=h).requires_grad_() for h in (6, 2, 2)]
+
+    def gradients(chunk: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(kernels, "_BACKWARD_CHUNK", chunk)
+        out = attention(*inputs, Layout(tree, BF16, CPU))
+        return list(torch.autograd.grad((out * out.detach()).sum(), inputs))
+
+    whole = gradients(100_000)
+    for chunk in (7, 64):
+        for found, expected in zip(gradients(chunk), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0.01, atol=1e-4)
+
+
 def test_gradients_through_the_kernels_are_as_near_as_pytorchs(monkeypatch):
     """bfloat16 attention and log-probabilities against float64, with the kernels and without."""
     tree, _ = forest("shared")

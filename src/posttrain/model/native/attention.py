@@ -14,6 +14,8 @@ from posttrain.model.tree import Tree
 
 _CHUNK = 64
 """Query tokens of one task; attention.cpp has the same."""
+_BACKWARD_CHUNK = 512
+"""The same of the backward pass, whose every task keeps gradients for all of its keys."""
 _MOST_HEADS = 64
 """Query heads that may share a key head."""
 _LONGEST_HEAD = 256
@@ -61,6 +63,21 @@ class Spans:
             tasks=np.array(tasks),
         )
 
+    def backward_tasks(self) -> tuple[np.ndarray, int]:
+        """(tasks, 4) int64: a segment, its first query token, the one after its last, and where its keys start among
+        those of all tasks, whose number is the second result.
+        """
+        bounds = [
+            (i, begin, min(begin + _BACKWARD_CHUNK, int(length)))
+            for i, length in enumerate(self.lengths)
+            for begin in range(0, int(length), _BACKWARD_CHUNK)
+        ]
+        # the long ones first, so that no thread is left with one at the end
+        bounds.sort(key=lambda task: -int(self.depths[task[0]] + task[2]) * (task[2] - task[1]))
+        keys = np.array([self.depths[i] + end for i, _, end in bounds])
+        starts = np.cumsum(keys) - keys
+        return np.array([(*task, start) for task, start in zip(bounds, starts, strict=True)]), int(keys.sum())
+
 
 def _by_rows(x: Tensor) -> Tensor:
     """`x` (N, heads, D) with whole rows, as they are or copied."""
@@ -102,17 +119,16 @@ def attend_segments_backward(
     kv_heads = key.shape[1]
     grad_query = torch.empty(query.shape, dtype=query.dtype)
     grad_key, grad_value = (torch.zeros(x.shape) for x in (key, value))
-    parts = torch.empty(2 * size * kv_heads * len(spans.lines))
-    # the long ones first, so that no thread is left with one at the end
-    order = np.argsort(-(spans.depths + spans.lengths) * spans.lengths, kind="stable")
+    tasks, lines = spans.backward_tasks()
+    parts = torch.empty(2 * size * kv_heads * lines)
     strided = [part for x in (query, key, value) for part in (x.data_ptr(), x.stride(0))]
-    arrays = (spans.lines, spans.offsets, spans.firsts, spans.lengths, spans.depths, order)
+    arrays = (spans.lines, spans.offsets, spans.firsts, spans.depths, tasks)
     call(
         "attend_segments_backward",
         *strided,
         *(x.data_ptr() for x in (out, grad, normalisers)),
         *(array.ctypes.data for array in arrays),
-        *(len(order), heads, kv_heads, size),
+        *(len(tasks), heads, kv_heads, size),
         *(x.data_ptr() for x in (grad_query, grad_key, grad_value, parts)),
     )
     return grad_query, grad_key, grad_value

@@ -95,12 +95,13 @@ static void differentiate(const Part &at) {
 extern "C" {
 
 // As attend_segments, with its results `out` and normalisers and the gradient `grad` of out, both (M, heads, size).
-// grad_query is (M, heads, size); grad_key and grad_value (T, kv_heads, size) are added to. parts is room for 2 x size x
-// kv_heads x len(lines): what each segment gives to its keys, summed in the segments' order whoever was first.
+// tasks are (num_tasks, 4): a segment, its first query token and the one after its last, and where in lines' count the
+// task's keys have room in `parts`, 2 x size x kv_heads numbers for each. grad_query is (M, heads, size); grad_key and
+// grad_value (T, kv_heads, size) are added to, in the tasks' order whoever was first.
 void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf16 *key, int64_t key_stride,
                               const bf16 *value, int64_t value_stride, const bf16 *out, const bf16 *grad,
                               const float *normalisers, const int64_t *lines, const int64_t *offsets, const int64_t *firsts,
-                              const int64_t *lengths, const int64_t *depths, const int64_t *order, int64_t segments,
+                              const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
                               int64_t heads, int64_t kv_heads, int64_t size, bf16 *grad_query, float *grad_key,
                               float *grad_value, float *parts, int threads) {
     const int64_t group = heads / kv_heads;
@@ -108,9 +109,9 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < segments * kv_heads; task++) {
-            const int64_t s = order[task / kv_heads], head = task % kv_heads;
-            const int64_t num_keys = depths[s] + lengths[s], many = lengths[s] * group;
+        for (int64_t each = 0; each < num_tasks * kv_heads; each++) {
+            const int64_t *task = tasks + each / kv_heads * 4, head = each % kv_heads;
+            const int64_t s = task[0], begin = task[1], num_keys = depths[s] + task[2], many = (task[2] - begin) * group;
             const int64_t padded = (num_keys + LANES - 1) / LANES * LANES, filled = (many + QUERIES - 1) / QUERIES * QUERIES;
             Scratch blocks(2 * padded * size), keys(padded * size), rows(3 * filled * size), numbers(2 * filled);
             Scratch found(2 * padded * size), places(2 * filled);
@@ -132,7 +133,7 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
                 }
             }
             for (int64_t i = 0; i < many; i++) {
-                const int64_t token = i / group, at = firsts[s] + token, h = head * group + i % group;
+                const int64_t token = begin + i / group, at = firsts[s] + token, h = head * group + i % group;
                 const bf16 *o = out + (at * heads + h) * size, *g = grad + (at * heads + h) * size;
                 take_query(query + at * query_stride + h * size, queries + i * size, size, scale);
                 take_query(g, grads + i * size, size, 1.0f);
@@ -145,19 +146,19 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
             differentiate({many, num_keys, size, queries, grads, centres, norms, counts, blocks.at, value_blocks, keys.at,
                            found.at, found.at + padded * size, grad_queries});
             for (int64_t i = 0; i < many; i++) {
-                bf16 *to = grad_query + ((firsts[s] + i / group) * heads + head * group + i % group) * size;
+                bf16 *to = grad_query + ((firsts[s] + begin + i / group) * heads + head * group + i % group) * size;
                 for (int64_t d = 0; d < size; d += LANES) store(to + d, load(grad_queries + i * size + d) * scale);
             }
-            float *part = parts + 2 * size * (offsets[s] * kv_heads + head * num_keys);
+            float *part = parts + 2 * size * (task[3] * kv_heads + head * num_keys);
             std::memcpy(part, found.at, num_keys * size * 4);
             std::memcpy(part + num_keys * size, found.at + padded * size, num_keys * size * 4);
         }
 #pragma omp for schedule(static)
         for (int64_t slice = 0; slice < kv_heads * size / LANES; slice++) {
             const int64_t head = slice * LANES / size, d = slice * LANES % size;
-            for (int64_t s = 0; s < segments; s++) {
-                const int64_t num_keys = depths[s] + lengths[s];
-                const float *part = parts + 2 * size * (offsets[s] * kv_heads + head * num_keys) + d;
+            for (const int64_t *task = tasks; task < tasks + num_tasks * 4; task += 4) {
+                const int64_t s = task[0], num_keys = depths[s] + task[2];
+                const float *part = parts + 2 * size * (task[3] * kv_heads + head * num_keys) + d;
                 for (int64_t j = 0; j < num_keys; j++) {
                     const int64_t at = (lines[offsets[s] + j] * kv_heads + head) * size + d;
                     store(grad_key + at, load(grad_key + at) + load(part + j * size));

@@ -48,7 +48,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "log_softmax_backward_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
     "draw_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
     "attend_segments": (*(_P, _N) * 3, *(_P,) * 6, _N, _N, _N, _N, _P, _P),
-    "attend_segments_backward": (*(_P, _N) * 3, *(_P,) * 9, _N, _N, _N, _N, *(_P,) * 4),
+    "attend_segments_backward": (*(_P, _N) * 3, *(_P,) * 8, _N, _N, _N, _N, *(_P,) * 4),
     "attend_newest": (*(_P,) * 7, _N, _N, _N, _N, _N, _P),
     "draft_tokens": (*(_P,) * 10, _N, _N, _N, _P, _F, _F),
 }
