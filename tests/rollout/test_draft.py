@@ -83,7 +83,7 @@ def test_most_guesses_are_right(opened, monkeypatch):
     assert sum(right for _, right in seen) > 0.6 * sum(guessed for guessed, _ in seen)
 
 
-def test_a_stop_among_the_guesses_ends_the_sample(opened, monkeypatch):
+def test_a_stop_among_the_guesses_ends_the_sample(opened):
     request, sampling = Request(PROMPT, (7,)), Sampling(max_new_tokens=120)
     ((whole,),) = opened(drafts=False).generate([request], sampling)
     for place in (30, 31, 32, 33):

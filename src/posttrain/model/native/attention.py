@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -33,7 +34,7 @@ def fits(dtype: torch.dtype, device: torch.device, *, head_dim: int, group: int)
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Spans:
     """A tree's segments as the kernel reads them; all arrays int64."""
 
@@ -63,6 +64,7 @@ class Spans:
             tasks=np.array(tasks),
         )
 
+    @cached_property
     def backward_tasks(self) -> tuple[np.ndarray, int]:
         """(tasks, 4) int64: a segment, its first query token, the one after its last, and where its keys start among
         those of all tasks, whose number is the second result.
@@ -114,12 +116,13 @@ def attend_segments_backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, normalisers: Tensor, grad: Tensor, spans: Spans
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query (bfloat16), key and value (float32) from `grad` (M, heads, D), that of `attend_segments`."""
-    query, key, value, grad = map(_by_rows, (query, key, value, grad.contiguous()))
+    query, key, value = map(_by_rows, (query, key, value))
+    grad = grad.contiguous()
     _, heads, size = query.shape
     kv_heads = key.shape[1]
     grad_query = torch.empty(query.shape, dtype=query.dtype)
     grad_key, grad_value = (torch.zeros(x.shape) for x in (key, value))
-    tasks, lines = spans.backward_tasks()
+    tasks, lines = spans.backward_tasks
     parts = torch.empty(2 * size * kv_heads * lines)
     strided = [part for x in (query, key, value) for part in (x.data_ptr(), x.stride(0))]
     arrays = (spans.lines, spans.offsets, spans.firsts, spans.depths, tasks)

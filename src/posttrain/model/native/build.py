@@ -22,7 +22,6 @@ _FLAGS = (
     "-std=c++17",
     "-O3",
     "-march=native",
-    "-mprefer-vector-width=512",
     "-ffp-contract=fast",
     "-fopenmp",
     "-fPIC",

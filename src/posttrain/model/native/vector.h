@@ -68,20 +68,19 @@ static inline vf choose(vi mask, vf yes, vf no) {
 static inline vf larger(vf a, vf b) { return choose(a > b, a, b); }
 
 // Halves are folded together until one lane is left.
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
-typedef float v4 __attribute__((vector_size(16), aligned(4)));
-
-static inline float sum(vf x) {
-    v8 eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    v4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-static inline float largest(vf x) {
+template <typename Join>
+static inline float fold(vf x, Join join) {
     float lanes[LANES];
     store(lanes, x);
     for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
+        for (int i = 0; i < width; i++) lanes[i] = join(lanes[i], lanes[i + width]);
     return lanes[0];
+}
+static inline float sum(vf x) {
+    return fold(x, [](float a, float b) { return a + b; });
+}
+static inline float largest(vf x) {
+    return fold(x, [](float a, float b) { return b > a ? b : a; });
 }
 
 // e^x to 2 units in the last place; 0 below -87.3 (minus infinity too), and NaN stays NaN.
