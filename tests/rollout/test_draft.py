@@ -84,12 +84,15 @@ def test_most_guesses_are_right(opened, monkeypatch):
 
 
 def test_a_stop_among_the_guesses_ends_the_sample(opened):
+    """Right guesses that lie behind the end are neither kept nor streamed."""
     request, sampling = Request(PROMPT, (7,)), Sampling(max_new_tokens=120)
     ((whole,),) = opened(drafts=False).generate([request], sampling)
-    for place in (30, 31, 32, 33):
-        stop = whole.ids[place]
-        ((drafted,),) = opened(drafts=True, stop_ids=(stop,)).generate([request], sampling)
-        assert drafted.ids == whole.ids[: whole.ids.index(stop) + 1] and drafted.stop_reason == "stop"
+    for stop in set(whole.ids[20:60]):
+        tokens = list(opened(drafts=True, stop_ids=(stop,)).stream(request, sampling))
+        expected = whole.ids[: whole.ids.index(stop) + 1]
+        assert tuple(token.id for token in tokens) == expected
+        assert [token.completion is None for token in tokens] == [True] * (len(expected) - 1) + [False]
+        assert tokens[-1].completion.ids == expected and tokens[-1].completion.stop_reason == "stop"
 
 
 def test_company_comes_and_goes(opened):
