@@ -1,7 +1,9 @@
-# `make` prints what there is. PYTHON makes the virtual environment; ARGS go to pytest; PIP_ARGS go to pip.
+# `make` prints what there is. PYTHON makes the virtual environment; ARGS go to pytest and PIP_ARGS to pip.
+# WORKERS processes share the tests, each of them on one thread; auto is as many as there are cores.
 PYTHON ?= python3
 ARGS ?=
 PIP_ARGS ?=
+WORKERS ?= auto
 BENCHMARKS ?= generation training growth memory verifiers lm_eval picture
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ quickstart: $(READY) ## train a real 135M model on this machine and see what it 
 	$(BIN)/posttrain run quickstart
 
 test: $(READY) ## the tests that need no download: ARGS="tests/algo -x" picks some
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 test-slow: $(READY) ## the tests that take long or fetch the 135M model
 	$(BIN)/python -m pytest -q -m "slow or download" $(ARGS)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.device import arguments
+from harness.device import arguments, precision
 from harness.limit import GENERATED, matrix_limit, share
 from harness.race import PEERS, Contestant, audition, race, ratio, write
 from harness.workload import chat_prompts, model_folder
@@ -113,7 +113,7 @@ def main() -> None:
     base = {
         "model": model_folder(),
         "device": args.device,
-        "dtype": "bfloat16",
+        "dtype": precision(args.device),
         "new_tokens": args.new_tokens,
         "cache_gib": CACHE_GIB[args.device],
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness.device import arguments
+from harness.device import arguments, precision
 from harness.machine import synchronise
 from harness.race import Contestant, race, write
 from harness.workload import chat_prompts, gsm8k, model_folder
@@ -61,7 +61,7 @@ def engine(counts: list[int], *, new_tokens: int, runs: int, device: str) -> lis
         settings = {
             "model": model_folder(),
             "device": device,
-            "dtype": "bfloat16",
+            "dtype": precision(device),
             "cache_gib": CACHE_GIB[device],
             "new_tokens": new_tokens,
             "prompts": prompts,

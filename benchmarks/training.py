@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.device import arguments
+from harness.device import arguments, precision
 from harness.limit import TRAINED, matrix_limit, share
 from harness.race import PEERS, Contestant, audition, race, ratio, write
 from harness.workload import gsm8k, model_folder
@@ -15,6 +15,13 @@ AUTOCAST = {"weights": "float32", "autocast": True}
 """The same precision as ours: float32 weights and moments, bfloat16 products."""
 PURE = {"weights": "bfloat16", "autocast": False}
 """Everything bfloat16, weights and moments too: less work and less exact than ours."""
+WIDE = {"weights": "float32", "autocast": False}
+PRECISIONS = {
+    "bfloat16": {"autocast": AUTOCAST, "bfloat16": PURE},
+    # without the hardware bfloat16 products take many times as long
+    "float32": {"float32": WIDE},
+}
+"""What is tried for TRL where ours computes in the precision that is named."""
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "2147483647", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 """What ours does for itself: large freed blocks stay with the process."""
 
@@ -65,26 +72,22 @@ def candidates(stage: str, work: dict[str, Any], device: str) -> list[Contestant
     # of a whole GRPO step the logits alone need tens of gigabytes
     sizes = (batch, batch // 4) if stage != "grpo" else (batch // 4, batch // 8)
     found = []
-    for precision, values in {"autocast": AUTOCAST, "bfloat16": PURE}.items():
+    for name, values in PRECISIONS[precision(device)].items():
         for size in dict.fromkeys(max(2, size) for size in sizes):
             part = values | {"micro_batch": size, "accumulate": max(1, batch // size)}
             settings = work | {"stage": stage, "model": model_folder(), "device": device} | part
             note = f"fused AdamW, no gradient checkpointing, pages kept as ours does; {part}"
-            name = f"trl {precision}, micro-batch {size}"
-            found.append(Contestant(name, "train_trl.py", settings, note, PEERS, KEEP))
+            title = f"trl {name}, micro-batch {size}"
+            found.append(Contestant(title, "train_trl.py", settings, note, PEERS, KEEP))
     return found
 
 
 def limit_of(stage: str, device: str) -> dict[str, Any] | None:
     """What matrix products allow, for SFT alone: the others' tokens pass through the model more than once."""
-    import torch
-
-    from posttrain.model.load import pick_dtype
-
     if stage != "sft":
         return None
-    dtype = str(pick_dtype("auto", torch.device(device))).removeprefix("torch.")
-    return matrix_limit(Path(model_folder()), dtype, device=device, flop_per_parameter=TRAINED)
+    folder = Path(model_folder())
+    return matrix_limit(folder, precision(device), device=device, flop_per_parameter=TRAINED)
 
 
 def measure(stage: str, *, scale: float, runs: int, device: str) -> dict[str, Any]:

@@ -36,3 +36,12 @@ def result_name(script: str, device: str) -> str:
     """The stem of the results file of `script` for the model that is measured."""
     model = Path(os.environ.get("POSTTRAIN_BENCH_MODEL", MODEL)).name
     return script if device == "cpu" else f"{script}-{device}-{model}"
+
+
+def precision(device: str) -> str:
+    """The compute precision of every contestant: bfloat16 where `device` multiplies it, else float32."""
+    import torch
+
+    from posttrain.model.load import pick_dtype
+
+    return str(pick_dtype("auto", torch.device(device))).removeprefix("torch.")

@@ -142,5 +142,7 @@ def test_rounding_is_to_the_nearest_of_255_values(gated):
 
 def test_rows_are_filled_up_to_four():
     found = Matrix.of(torch.ones(6, 16))
-    assert found.weights.shape == (2, 1, 4, 16) and found.scales[6:].tolist() == [0, 0]
+    assert found.weights.shape == (2, 16 // build.lanes(), 4, build.lanes()) and found.scales[
+        6:
+    ].tolist() == [0, 0]
     assert (found.weights[1, 0, 2:] == 0).all() and (found.weights[0] == 127).all()

@@ -34,7 +34,7 @@ def test_a_step_reads_nothing_back(policy, weights, kind):
     steps = kind(Shape.of(config), Angles(config, META), cache, META)
     steps.load(weights)
     steps.reserve(3, 30, longest=60, most_rows=lambda: 5)
-    logits = steps([5, 6, 7], [30, 2, 17])
+    logits = steps([5, 6, 7], [30, 2, 17], [None] * 3)
     assert (logits.shape, logits.dtype, logits.device) == ((3, config.vocab_size), dtype, META)
 
 

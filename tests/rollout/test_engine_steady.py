@@ -43,7 +43,7 @@ def test_sampled_tokens_are_those_of_each_sample_alone(policy, requests, alone):
 
 
 def test_bfloat16_with_the_kernels_of_the_cpu(policy, requests):
-    """The blocked cache too: whatever rows are filled up with, a row's sums are its own."""
+    """Beside PyTorch's in a cache that stays; whatever rows are filled up with, a row's sums are its own."""
     steady = policy.engine(steady=True, dtype=torch.bfloat16).generate(requests, GREEDY)
     plain = policy.engine(steady=False, dtype=torch.bfloat16).generate(requests, GREEDY)
     same = [a.ids == b.ids for x, y in zip(steady, plain, strict=True) for a, b in zip(x, y, strict=True)]
@@ -166,10 +166,10 @@ def test_what_a_graph_reads_is_not_moved_under_it(policy):
     next_turns = []
     for change in changes:
         for _ in range(3):
-            steps([5, 6], [20, 7])
+            steps([5, 6], [20, 7], [None] * 2)
         change()
         steps.turns.clear()
-        steps([5, 6], [20, 7])
+        steps([5, 6], [20, 7], [None] * 2)
         next_turns.append(steps.turns[0])
     assert next_turns == ["replay", "plain", "plain", "replay", "plain"]
 

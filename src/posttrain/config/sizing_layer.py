@@ -12,8 +12,6 @@ from posttrain.config.sizing_model import ModelShape
 
 CHUNK_ROWS = 512
 """Positions whose logits exist at once (`model/logprobs.py`)."""
-DENSE_KEYS = 256
-"""Longest rows whose attention a CPU takes backwards by the plain formula (`model/attention.py`)."""
 
 
 def layer_bytes(shape: ModelShape, lora: LoRA | None, width: int, *, on_cpu: bool) -> float:
@@ -52,15 +50,14 @@ def projection_bytes(
     weight = shape.embedding_parameters
     narrow = width < 4
     cast = width * weight if narrow and trained else 0
-    # the CPU's kernels read narrow logits as they are, and leave the gradient in their place; elsewhere there are
-    # float32 logits, and their exponentials while they are summed
-    in_place = narrow and on_cpu
-    forward = width * chunk if in_place else 2 * 4 * chunk
+    # the CPU's kernels read logits as they are, and leave the gradient in their place; elsewhere there are float32
+    # logits, and their exponentials while they are summed
+    forward = width * chunk if on_cpu else 2 * 4 * chunk
     if not trained:
         return float(cast + forward)
     # the sum, a chunk's share of it, and that share widened to be added
     gradient = 4 * weight + width * weight + (4 * weight if narrow else 0)
-    backward = width * chunk if in_place else 4 * chunk + (width * chunk if narrow else 0)
+    backward = width * chunk if on_cpu else 4 * chunk + (width * chunk if narrow else 0)
     return float(cast + max(forward, gradient + backward))
 
 
@@ -69,12 +66,9 @@ def layer_scratch(shape: ModelShape, lora: LoRA | None, batch: MicroBatch, width
     hidden, query, key, wide = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
     gated = width * (4 * wide + hidden)
     attended = width * 9 * query + 8 * key
-    if fleet.device.is_cpu and width < 4:
+    if fleet.device.is_cpu:
         # the CPU's kernels: gradients, and in float32 those of keys and what each segment gives to them
         attended = width * (3 * query + 2 * key) + 16 * key
-    elif fleet.device.is_cpu and batch.longest_row <= DENSE_KEYS:
-        # scores in float32, their gradient, and one of them in the compute dtype
-        attended += (8 + width) * shape.num_heads * -(-batch.longest_row // 32) * 32
     largest = max(inputs * outputs for inputs, outputs in shape.projections.values())
     weight = (4 + width) * largest if lora is None else (8 + width) * largest
     return float(batch.packed_tokens * (2 * 4 * hidden + max(gated, attended)) + weight)

@@ -1,6 +1,6 @@
 """Causal attention over a tree of segments: padded grids for the kernel only, a backward pass that keeps little.
 
-In bfloat16 on a CPU both passes are our own kernels (`model/native`) where there is a compiler: they walk the
+On a CPU both passes are our own kernels (`model/native`) where there is a compiler: they walk the
 segments without padding, and the engine's decoding sums in the same order. Elsewhere they are PyTorch's. On a CPU
 its backward pass spends most of its time on short rows outside matrix products; there the plain formula over
 whole rows takes half as long.

@@ -1,8 +1,8 @@
 """The three element-wise pieces of a decoder layer, with backward passes that keep little.
 
 Each computes what the plain formula computes, in float32 inside where the Hugging Face models do,
-and saves only its inputs. `tests/model/test_decoder.py` holds them to the plain formula. In bfloat16 on a
-CPU each is one pass of a compiled kernel where there is a compiler (`model/native`).
+and saves only its inputs. `tests/model/test_decoder.py` holds them to the plain formula. On a CPU each is one
+pass of a compiled kernel where there is a compiler (`model/native`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     if _is_native(x, weight, dtype):
-        return elementwise.rms_norm(x, weight, eps)
+        return elementwise.rms_norm(x, weight, eps, dtype)
     precise = torch.promote_types(weight.dtype, torch.float32)
     return F.rms_norm(x.to(precise), weight.shape, weight.to(precise), eps).to(dtype)
 

@@ -1,4 +1,4 @@
-"""The attention kernels on tensors: over the segments of a tree, and over a cache of keys and values."""
+"""The attention kernels over the segments of a tree, on tensors."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ _LONGEST_HEAD = 256
 
 
 def fits(dtype: torch.dtype, device: torch.device, *, head_dim: int, group: int) -> bool:
-    """Whether the kernels take such heads: bfloat16 on a CPU."""
+    """Whether the kernels take such heads: float32 or bfloat16 on a CPU."""
     return (
-        dtype == torch.bfloat16
+        dtype in KINDS
         and device.type == "cpu"
         and head_dim % (2 * LANES) == 0
         and head_dim <= _LONGEST_HEAD
         and group <= _MOST_HEADS
         and library() is not None
     )
+
+
+KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Number types that there are kernels for."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def _by_rows(x: Tensor) -> Tensor:
 def attend_segments(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
     """(M, heads, D) attention of each query over its keys, and (M, heads) float32 normalisers (nats).
 
-    query is (M, heads, D), key and value (T, kv_heads, D), bfloat16, in the tree's packed order.
+    query is (M, heads, D), key and value (T, kv_heads, D), all of one type, in the tree's packed order.
     """
     query, key, value = map(_by_rows, (query, key, value))
     rows, heads, size = query.shape
@@ -104,6 +108,7 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> 
     strided = [part for x in (query, key, value) for part in (x.data_ptr(), x.stride(0))]
     call(
         "attend_segments",
+        KINDS[query.dtype],
         *strided,
         *(array.ctypes.data for array in arrays),
         *(len(spans.tasks) * kv_heads, heads, kv_heads, size),
@@ -115,7 +120,7 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> 
 def attend_segments_backward(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, normalisers: Tensor, grad: Tensor, spans: Spans
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query (bfloat16), key and value (float32) from `grad` (M, heads, D), that of `attend_segments`."""
+    """Gradients of query (as it is), key and value (float32) from `grad` (M, heads, D), that of `attend_segments`."""
     query, key, value = map(_by_rows, (query, key, value))
     grad = grad.contiguous()
     _, heads, size = query.shape
@@ -128,6 +133,7 @@ def attend_segments_backward(
     arrays = (spans.lines, spans.offsets, spans.firsts, spans.depths, tasks)
     call(
         "attend_segments_backward",
+        KINDS[query.dtype],
         *strided,
         *(x.data_ptr() for x in (out, grad, normalisers)),
         *(array.ctypes.data for array in arrays),
@@ -135,39 +141,3 @@ def attend_segments_backward(
         *(x.data_ptr() for x in (grad_query, grad_key, grad_value, parts)),
     )
     return grad_query, grad_key, grad_value
-
-
-def attend_newest(
-    projected: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    lengths: Tensor,
-    *,
-    heads: int,
-) -> Tensor:
-    """(A', heads * D): rotates each newest token, puts its key and value into the cache and attends to all there.
-
-    projected is (A', (heads + 2 kv_heads) * D): queries, keys, values; cos and sin (A', 1, D/2). keys and values
-    are one layer's, (slots, kv_heads, capacity, D), keys as `in_blocks`. slots and lengths (A,) int64: row a is
-    token lengths[a] of slots[a], which may have several rows, one token after the other; rows beyond A are zero.
-    """
-    _, kv_heads, capacity, size = keys.shape
-    rows = len(projected)
-    out = (torch.empty if rows == len(lengths) else torch.zeros)(rows, heads * size, dtype=projected.dtype)
-    call(
-        "attend_newest",
-        *(x.data_ptr() for x in (projected, cos, sin, keys, values, slots, lengths)),
-        *(len(lengths), capacity, heads, kv_heads, size),
-        out.data_ptr(),
-    )
-    return out
-
-
-def in_blocks(keys: Tensor) -> Tensor:
-    """(..., n, D) keys, n a multiple of 16, as the cache lays them out: the same shape, blocks of (D, 16)."""
-    *rest, length, size = keys.shape
-    blocks = keys.reshape(*rest, length // LANES, LANES, size).transpose(-1, -2)
-    return blocks.reshape(*rest, length, size)

@@ -1,10 +1,16 @@
 // Gradients of attention over the segments of a tree: P = exp(q k - normaliser), dV = P' dO, dS = P (dO V' - rowsum(dO O)),
-// dQ = dS K, dK = dS' Q, a tile of queries by a block of 16 keys at a time; everything between is float32.
+// dQ = dS K, dK = dS' Q, a tile of queries by a block of keys at a time; everything between is float32.
 #include "attention.h"
 
-constexpr int QUERIES = 8;  // of a tile
+constexpr int QUERIES = 8;  // of a tile; their sums fill half of 16 registers
 
-// the 16 keys' rows of two gradients: first += a' x, second += b' y, with a and b (QUERIES, 16), x and y (QUERIES, size)
+static inline vi numbers_of_lanes() {
+    vi numbers{};
+    for (int i = 0; i < LANES; i++) numbers[i] = i;
+    return numbers;
+}
+
+// a block of keys' rows of two gradients: first += a' x, second += b' y, with a and b (QUERIES, LANES), x and y (QUERIES, size)
 static inline void add_to_keys(const float *a, const float *x, float *first, const float *b, const float *y, float *second,
                                int64_t size) {
     for (int64_t d = 0; d < size; d += 2 * LANES)
@@ -20,10 +26,10 @@ static inline void add_to_keys(const float *a, const float *x, float *first, con
                 const vf y0 = load(y + i * size + d), y1 = load(y + i * size + d + LANES);
                 for (int k = 0; k < 2; k++) {
                     const float by = a[i * LANES + j + k], and_by = b[i * LANES + j + k];
-                    sums[k][0] += x0 * by;
-                    sums[k][1] += x1 * by;
-                    sums[k][2] += y0 * and_by;
-                    sums[k][3] += y1 * and_by;
+                    sums[k][0] = add_product(sums[k][0], x0, by);
+                    sums[k][1] = add_product(sums[k][1], x1, by);
+                    sums[k][2] = add_product(sums[k][2], y0, and_by);
+                    sums[k][3] = add_product(sums[k][3], y1, and_by);
                 }
             }
             for (int k = 0; k < 2; k++)
@@ -34,7 +40,7 @@ static inline void add_to_keys(const float *a, const float *x, float *first, con
         }
 }
 
-// the tile's rows: to += a keys, with a (QUERIES, 16) and keys (16, size)
+// the tile's rows: to += a keys, with a (QUERIES, LANES) and keys (LANES, size)
 static inline void add_to_queries(const float *a, const float *keys, float *to, int64_t size) {
     for (int i = 0; i < QUERIES; i += 4)
         for (int64_t d = 0; d < size; d += 2 * LANES) {
@@ -44,8 +50,8 @@ static inline void add_to_queries(const float *a, const float *keys, float *to, 
             for (int j = 0; j < LANES; j++) {
                 const vf k0 = load(keys + j * size + d), k1 = load(keys + j * size + d + LANES);
                 for (int q = 0; q < 4; q++) {
-                    sums[q][0] += k0 * a[(i + q) * LANES + j];
-                    sums[q][1] += k1 * a[(i + q) * LANES + j];
+                    sums[q][0] = add_product(sums[q][0], k0, a[(i + q) * LANES + j]);
+                    sums[q][1] = add_product(sums[q][1], k1, a[(i + q) * LANES + j]);
                 }
             }
             for (int q = 0; q < 4; q++)
@@ -59,12 +65,12 @@ struct Part {
     const float *queries, *grads;  // (many, size), queries times the scale; both filled up with zeros to whole tiles
     const float *centres, *normalisers;
     const int64_t *counts;         // keys that each query sees; 0 in the filling
-    const float *key_blocks, *value_blocks, *keys;  // (keys / 16, size, 16) twice, (keys, size); filled up to whole blocks
+    const float *key_blocks, *value_blocks, *keys;  // (keys / LANES, size, LANES) twice, (keys, size); filled up to whole blocks
     float *grad_keys, *grad_values, *grad_queries;  // added to
 };
 
 static void differentiate(const Part &at) {
-    const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const vi lanes = numbers_of_lanes();
     alignas(64) float weights[QUERIES * LANES], scores[QUERIES * LANES];
     for (int64_t start = 0; start < at.many; start += QUERIES) {
         const float *queries[QUERIES], *grads[QUERIES];
@@ -92,17 +98,16 @@ static void differentiate(const Part &at) {
     }
 }
 
-extern "C" {
-
 // As attend_segments, with its results `out` and normalisers and the gradient `grad` of out, both (M, heads, size).
 // tasks are (num_tasks, 4): a segment, its first query token and the one after its last, and where in lines' count the
 // task's keys have room in `parts`, 2 x size x kv_heads numbers for each. grad_query is (M, heads, size); grad_key and
 // grad_value (T, kv_heads, size) are added to, in the tasks' order whoever was first.
-void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf16 *key, int64_t key_stride,
-                              const bf16 *value, int64_t value_stride, const bf16 *out, const bf16 *grad,
+template <typename Number>
+static void attend_segments_backward(const Number *query, int64_t query_stride, const Number *key, int64_t key_stride,
+                              const Number *value, int64_t value_stride, const Number *out, const Number *grad,
                               const float *normalisers, const int64_t *lines, const int64_t *offsets, const int64_t *firsts,
                               const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
-                              int64_t heads, int64_t kv_heads, int64_t size, bf16 *grad_query, float *grad_key,
+                              int64_t heads, int64_t kv_heads, int64_t size, Number *grad_query, float *grad_key,
                               float *grad_value, float *parts, int threads) {
     const int64_t group = heads / kv_heads;
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
@@ -112,7 +117,7 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
         for (int64_t each = 0; each < num_tasks * kv_heads; each++) {
             const int64_t *task = tasks + each / kv_heads * 4, head = each % kv_heads;
             const int64_t s = task[0], begin = task[1], num_keys = depths[s] + task[2], many = (task[2] - begin) * group;
-            const int64_t padded = (num_keys + LANES - 1) / LANES * LANES, filled = (many + QUERIES - 1) / QUERIES * QUERIES;
+            const int64_t padded = whole_blocks(num_keys), filled = (many + QUERIES - 1) / QUERIES * QUERIES;
             Scratch blocks(2 * padded * size), keys(padded * size), rows(3 * filled * size), numbers(2 * filled);
             Scratch found(2 * padded * size), places(2 * filled);
             std::memset(blocks.at, 0, 2 * padded * size * 4);
@@ -126,7 +131,7 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
             float *grad_queries = grads + filled * size, *centres = numbers.at, *norms = centres + filled;
             for (int64_t j = 0; j < num_keys; j++) {
                 const int64_t place = lines[offsets[s] + j], block = j / LANES * size * LANES + j % LANES;
-                const bf16 *k = key + place * key_stride + head * size, *v = value + place * value_stride + head * size;
+                const Number *k = key + place * key_stride + head * size, *v = value + place * value_stride + head * size;
                 for (int64_t d = 0; d < size; d++) {
                     keys.at[j * size + d] = blocks.at[block + d * LANES] = widen(k[d]);
                     value_blocks[block + d * LANES] = widen(v[d]);
@@ -134,9 +139,9 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
             }
             for (int64_t i = 0; i < many; i++) {
                 const int64_t token = begin + i / group, at = firsts[s] + token, h = head * group + i % group;
-                const bf16 *o = out + (at * heads + h) * size, *g = grad + (at * heads + h) * size;
-                take_query(query + at * query_stride + h * size, queries + i * size, size, scale);
-                take_query(g, grads + i * size, size, 1.0f);
+                const Number *o = out + (at * heads + h) * size, *g = grad + (at * heads + h) * size;
+                take(query + at * query_stride + h * size, queries + i * size, size, scale);
+                take(g, grads + i * size, size, 1.0f);
                 vf centre{};
                 for (int64_t d = 0; d < size; d += LANES) centre += load(o + d) * load(g + d);
                 centres[i] = sum(centre);
@@ -146,7 +151,7 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
             differentiate({many, num_keys, size, queries, grads, centres, norms, counts, blocks.at, value_blocks, keys.at,
                            found.at, found.at + padded * size, grad_queries});
             for (int64_t i = 0; i < many; i++) {
-                bf16 *to = grad_query + ((firsts[s] + begin + i / group) * heads + head * group + i % group) * size;
+                Number *to = grad_query + ((firsts[s] + begin + i / group) * heads + head * group + i % group) * size;
                 for (int64_t d = 0; d < size; d += LANES) store(to + d, load(grad_queries + i * size + d) * scale);
             }
             float *part = parts + 2 * size * (task[3] * kv_heads + head * num_keys);
@@ -168,4 +173,5 @@ void attend_segments_backward(const bf16 *query, int64_t query_stride, const bf1
         }
     }
 }
-}
+
+KERNEL(attend_segments_backward)

@@ -16,8 +16,15 @@ import torch
 
 from posttrain.model.cache import cache_dir
 
-_SOURCES = ("elementwise.cpp", "attention.cpp", "attention_backward.cpp", "sampling.cpp", "draft.cpp")
-_HEADERS = ("vector.h", "attention.h", "sampling.h")
+_SOURCES = (
+    "elementwise.cpp",
+    "attention.cpp",
+    "attention_backward.cpp",
+    "sampling.cpp",
+    "product.cpp",
+    "draft.cpp",
+)
+_HEADERS = ("vector.h", "attention.h", "newest.h", "sampling.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -31,42 +38,61 @@ _FLAGS = (
 
 
 LANES = 16
-"""Numbers of a vector: rows are whole multiples of it."""
+"""Numbers of the widest vector: rows are whole multiples of it."""
 
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
-    "rms_norm_float32_bfloat16": (_P, _P, _P, _N, _N, _F),
-    "rms_norm_bfloat16_bfloat16": (_P, _P, _P, _N, _N, _F),
-    "rms_norm_backward_float32_bfloat16": (_P, _P, _P, _P, _P, _N, _N, _F),
-    "rms_norm_backward_bfloat16_bfloat16": (_P, _P, _P, _P, _P, _N, _N, _F),
-    "add_rms_norm_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
-    "swiglu_bfloat16": (_P, _P, _N, _P, _N, _N),
-    "swiglu_backward_bfloat16": (_P, _P, _P, _P, _P, _N),
-    "rotary_bfloat16": (_P, _N, _P, _P, _P, _N, _N, _N, _F),
-    "log_softmax_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
-    "log_softmax_backward_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
-    "draw_bfloat16": (_P, _P, _P, _P, _N, _N, _F),
+    "rms_norm": (_P, _P, _P, _N, _N, _F),
+    "rms_norm_backward": (_P, _P, _P, _P, _P, _N, _N, _F),
+    "multiply": (_P, _P, _N, _N, _N, _P),
+    "add_rms_norm": (_P, _P, _P, _P, _N, _N, _F),
+    "swiglu": (_P, _P, _N, _P, _N, _N),
+    "swiglu_backward": (_P, _P, _P, _P, _P, _N),
+    "rotary": (_P, _N, _P, _P, _P, _N, _N, _N, _F),
+    "log_softmax": (_P, _P, _P, _P, _N, _N, _F),
+    "log_softmax_backward": (_P, _P, _P, _P, _N, _N, _F),
+    "draw": (_P, _P, _P, _P, _N, _N, _F),
     "attend_segments": (*(_P, _N) * 3, *(_P,) * 6, _N, _N, _N, _N, _P, _P),
     "attend_segments_backward": (*(_P, _N) * 3, *(_P,) * 8, _N, _N, _N, _N, *(_P,) * 4),
-    "attend_newest": (*(_P,) * 7, _N, _N, _N, _N, _N, _P),
-    "draft_tokens": (*(_P,) * 10, _N, _N, _N, _P, _F, _F),
+    "attend_newest": (*(_P,) * 11, *(_N,) * 9, _P),
+    "draft_tokens": (*(_P,) * 11, _N, _P, _N, _N, _N, _P, _F, _F),
 }
 """Each kernel's arguments: pointers, counts, numbers. The number of threads comes last and is put in by `call`."""
+_KINDS = {
+    # what comes in and what goes out
+    **dict.fromkeys(
+        ("rms_norm", "rms_norm_backward"), ("float32_float32", "float32_bfloat16", "bfloat16_bfloat16")
+    ),
+    "multiply": ("float32",),
+}
+"""Number types of each kernel; float32 and bfloat16 for those that are not here."""
 
 
-def call(name: str, *arguments: float) -> None:
-    """Run the kernel `name` with as many threads as PyTorch uses."""
-    _kernels()[name](*arguments, torch.get_num_threads())
+def call(name: str, kind: str, *arguments: float) -> None:
+    """Run the kernel `name` for the number type `kind` with as many threads as PyTorch uses."""
+    _kernels()[name, kind](*arguments, torch.get_num_threads())
 
 
 @lru_cache(maxsize=1)
-def _kernels() -> dict[str, Any]:
+def _kernels() -> dict[tuple[str, str], Any]:
+    kernels = {}
+    for name, arguments in _ARGUMENTS.items():
+        of = ctypes.CFUNCTYPE(None, *arguments, ctypes.c_int)
+        for kind in _KINDS.get(name, ("float32", "bfloat16")):
+            kernels[name, kind] = of(_symbol(f"{name}_{kind}", _P))
+    return kernels
+
+
+@lru_cache(maxsize=1)
+def lanes() -> int:
+    """Numbers of this processor's vectors, and keys of a block of the cache."""
+    return int(_symbol("lanes", ctypes.c_int))
+
+
+def _symbol(name: str, kind: Any) -> Any:
     found = library()
     assert found is not None
-    kernels = {name: getattr(found, name) for name in _ARGUMENTS}
-    for name, kernel in kernels.items():
-        kernel.argtypes, kernel.restype = (*_ARGUMENTS[name], ctypes.c_int), None
-    return kernels
+    return kind.in_dll(found, name).value
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +120,8 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
         path = _compiled(compiler, openmp)
         return ctypes.CDLL(str(path)), f"compiled with {Path(compiler).name}"
     except subprocess.CalledProcessError as error:
-        return None, f"{compiler} failed: {error.stderr.strip().splitlines()[-1:] or ['no message']}"
+        lines = error.stderr.strip().splitlines() or ["no message"]
+        return None, f"{compiler} failed: {next((line for line in lines if 'error' in line), lines[-1])}"
     except OSError as error:
         return None, f"{compiler} could not be used: {error}"
 

@@ -1,12 +1,12 @@
 // Tokens drawn ahead with a copy of the model whose matrices are 8-bit: guesses that the model itself then checks, all in
 // one pass. One token at a time reads every weight, so half of the bytes are half of the time.
-#include "attention.h"
+#include "newest.h"
 #include "sampling.h"
 
 constexpr int ROWS = 4;           // of a matrix, multiplied together
 constexpr int AHEAD_BYTES = 6144;  // fetched before they are needed: one reader alone waits for memory
 
-// (rows, columns), each row to be multiplied by its scale. ROWS of them lie together, 16 columns of each in turn, so that
+// (rows, columns), each row to be multiplied by its scale. ROWS of them lie together, LANES columns of each in turn, so that
 // memory is read from one end to the other.
 struct Matrix {
     const int8_t *weights;
@@ -65,26 +65,28 @@ static void normalise(const X *x, const float *weight, int64_t size, float eps, 
     for (int64_t i = 0; i < size; i += LANES) store(out + i, weight == nullptr ? load(x + i) : load(x + i) * by * load(weight + i));
 }
 
-extern "C" {
-
 // `count` tokens after `first`, the newest of slot 0 at place length - 1; ids[i] is drawn by uniforms[i], or the likeliest
 // if the temperature is 0. embedding is (vocab, hidden); cos and sin (count, head / 2) from that place on; keys and values
-// are the whole cache, (layers, slots, ...), whose places length - 1 .. length + count - 2 are written.
-void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, const bf16 *embedding, const Sizes *sizes,
-                  const bf16 *cos, const bf16 *sin, bf16 *keys, bf16 *values, const float *uniforms, int64_t first,
-                  int64_t length, int64_t count, int64_t *ids, float temperature, float eps, int threads) {
+// are the whole cache, (layers, slots, ...), whose places from length - 1 on are written, `depth` tokens fewer: these lie in
+// the trunk, as attend_newest has it.
+template <typename Number>
+static void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, const Number *embedding, const Sizes *sizes,
+                  const Number *cos, const Number *sin, Number *keys, Number *values, const Number *trunk_keys,
+                  const Number *trunk_values, int64_t depth, const float *uniforms, int64_t first, int64_t length, int64_t count,
+                         int64_t *ids, float temperature, float eps, int threads) {
     const Sizes n = *sizes;
     const int64_t width = (n.heads + 2 * n.kv_heads) * n.head, attended = n.heads * n.head, deep = n.kv_heads * n.head;
     const int64_t of_layer = n.slots * n.kv_heads * n.capacity * n.head;
-    Scratch gated(n.inner), added(n.hidden), halves((width + attended + n.vocab) / 2 + 3 * LANES);
-    bf16 *qkv = reinterpret_cast<bf16 *>(halves.at), *mixed = qkv + width, *logits = mixed + attended;
+    Scratch gated(n.inner), added(n.hidden), rest(width + attended + n.vocab);
+    Number *qkv = reinterpret_cast<Number *>(rest.at), *mixed = qkv + width, *logits = mixed + attended;
 #pragma omp parallel num_threads(threads)
     {
         // every thread keeps the residual stream, so that only products are waited for
         Scratch stream(n.hidden), entering(n.hidden > attended ? n.hidden : attended);
-        Scratch room(NEWEST_TILE * (n.capacity + LANES)), queries(n.heads / n.kv_heads * n.head);
+        const Heads heads{n.heads, n.kv_heads, n.head};
+        const Room room(heads, 1, length + count);
         for (int64_t i = 0; i < count; i++) {
-            const bf16 *newest = embedding + (i == 0 ? first : ids[i - 1]) * n.hidden;
+            const Number *newest = embedding + (i == 0 ? first : ids[i - 1]) * n.hidden;
             for (int64_t j = 0; j < n.hidden; j += LANES) store(stream.at + j, load(newest + j));
             auto join = [&](const float *leaving) {
                 normalise(added.at, leaving, n.hidden, eps, entering.at);
@@ -104,9 +106,13 @@ void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, co
 #pragma omp for schedule(static)
                 for (int64_t head = 0; head < n.kv_heads; head++) {
                     const int64_t at = index * of_layer + head * n.capacity * n.head, angle = i * n.head / 2;
-                    const Newest task{qkv, cos + angle, sin + angle, keys + at, values + at, length + i, n.capacity, n.heads, n.kv_heads, n.head, head};
-                    keep_newest(task);
-                    attend_newest_at(task, room.at, queries.at, mixed);
+                    const int64_t shared = (index * n.kv_heads + head) * depth * n.head;
+                    const bool has = depth > 0;
+                    const Token<Number> token{qkv, cos + angle, sin + angle, mixed};
+                    const Place<Number> place{has ? trunk_keys + shared : nullptr, has ? trunk_values + shared : nullptr,
+                                              keys + at, values + at, depth, length + i};
+                    keep_newest(token, place, heads, head);
+                    attend_newest_at(&token, &place, 1, heads, head, room, place);
                 }
                 for (int64_t j = 0; j < attended; j += LANES) store(entering.at + j, load(mixed + j));
                 multiply(layer.out, n.hidden, entering.at, attended, added.at);
@@ -123,4 +129,5 @@ void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, co
         }
     }
 }
-}
+
+KERNEL(draft_tokens)

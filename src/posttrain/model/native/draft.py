@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.model.native.build import LANES, call
+from posttrain.model.native.attention import KINDS
+from posttrain.model.native.build import LANES, call, lanes
+from posttrain.model.native.newest import Trunk
 
 _TOGETHER = 4
 """Rows that lie together; draft.cpp's ROWS."""
@@ -24,7 +26,7 @@ class Matrix:
     """Rows of int8 weights as draft.cpp reads them, each to be multiplied by its one of the float32 scales."""
 
     weights: Tensor
-    """(rows / 4, columns / 16, 4, 16); rows are filled up to four with zeros."""
+    """(rows / 4, columns / lanes, 4, lanes); rows are filled up to four with zeros."""
     scales: Tensor
     """(rows,)."""
 
@@ -40,13 +42,13 @@ class Matrix:
         filled = -len(weight) % _TOGETHER
         rounded, scales = zip(*(_rounded(rows) for rows in weight.split(_ROWS_AT_ONCE)), strict=True)
         whole = F.pad(torch.cat(rounded), (0, 0, 0, filled))
-        laid = whole.view(-1, _TOGETHER, columns // LANES, LANES).transpose(1, 2).contiguous()
+        laid = whole.view(-1, _TOGETHER, columns // lanes(), lanes()).transpose(1, 2).contiguous()
         return cls(laid, F.pad(torch.cat(scales), (0, filled)))
 
     @property
     def columns(self) -> int:
         """Inputs."""
-        return self.weights.shape[1] * LANES
+        return self.weights.shape[1] * self.weights.shape[3]
 
     @property
     def pointers(self) -> list[int]:
@@ -79,7 +81,7 @@ class Layer:
 
 
 class Copy:
-    """The decoder. `embedding` is (V, H) bfloat16, `norm` (H,) float32, `head` (V, H)."""
+    """The decoder. `embedding` is (V, H), float32 or bfloat16, `norm` (H,) float32, `head` (V, H)."""
 
     def __init__(
         self,
@@ -114,11 +116,13 @@ class Copy:
         angles: tuple[Tensor, Tensor],
         keys: Tensor,
         values: Tensor,
+        trunk: Trunk | None,
     ) -> list[int]:
-        """A token for each of `uniforms` (float32) after `newest`, which is number `length` of slot 0's.
+        """A token for each of `uniforms` (float32) after `newest`, number `length` of the sample in slot 0.
 
         angles are cos and sin (count, 1, D/2) from `newest` on; keys and values (layers, slots, kv_heads, capacity,
-        D) are a blocked cache, bfloat16, written to from place length - 1 on. Temperature 0 takes the likeliest.
+        D) are a blocked cache of the embedding's type, which holds what follows the trunk and is written to from
+        token `length` on. Temperature 0 takes the likeliest.
         """
         count = len(uniforms)
         ids = np.empty(count, np.int64)
@@ -132,6 +136,9 @@ class Copy:
             self._embedding.data_ptr(),
         )
         given = (tensor.data_ptr() for tensor in (cos, sin, keys, values))
-        pointers = *own, self._sizes.ctypes.data, *given, uniforms.ctypes.data
-        call("draft_tokens", *pointers, newest, length, count, ids.ctypes.data, temperature, self._eps)
+        start = (0, 0, 0) if trunk is None else (trunk.keys.data_ptr(), trunk.values.data_ptr(), trunk.depth)
+        places = *own, self._sizes.ctypes.data, *given, *start, uniforms.ctypes.data
+        counts = newest, length, count
+        kind = KINDS[self._embedding.dtype]
+        call("draft_tokens", kind, *places, *counts, ids.ctypes.data, temperature, self._eps)
         return [int(token) for token in ids]

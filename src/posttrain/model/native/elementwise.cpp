@@ -24,7 +24,8 @@ static void rms_norm(const In *x, const float *weight, Out *out, int64_t rows, i
 }
 
 // x, float32, gets y added in place; `out` gets the norm of the sum
-static void add_rms_norm(float *x, const bf16 *y, const float *weight, bf16 *out, int64_t rows, int64_t size, float eps,
+template <typename Number>
+static void add_rms_norm(float *x, const Number *y, const float *weight, Number *out, int64_t rows, int64_t size, float eps,
                          int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 3)
     for (int64_t row = 0; row < rows; row++) {
@@ -65,7 +66,8 @@ static void rms_norm_backward(const In *x, const float *weight, const Out *grad,
 }
 
 // a row of `out` gets silu(gate) * up; rows of the two inputs lie `stride` apart
-static void swiglu(const bf16 *gate, const bf16 *up, int64_t stride, bf16 *out, int64_t rows, int64_t size,
+template <typename Number>
+static void swiglu(const Number *gate, const Number *up, int64_t stride, Number *out, int64_t rows, int64_t size,
                    int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 3)
     for (int64_t row = 0; row < rows; row++)
@@ -75,7 +77,8 @@ static void swiglu(const bf16 *gate, const bf16 *up, int64_t stride, bf16 *out, 
         }
 }
 
-static void swiglu_backward(const bf16 *gate, const bf16 *up, const bf16 *grad, bf16 *grad_gate, bf16 *grad_up,
+template <typename Number>
+static void swiglu_backward(const Number *gate, const Number *up, const Number *grad, Number *grad_gate, Number *grad_up,
                             int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < size; i += LANES) {
@@ -87,13 +90,14 @@ static void swiglu_backward(const bf16 *gate, const bf16 *up, const bf16 *grad, 
 }
 
 // rows of x lie `stride` apart, each `heads` heads of two halves; `sign` -1 turns back
-static void rotary(const bf16 *x, int64_t stride, const bf16 *cos, const bf16 *sin, bf16 *out, int64_t rows,
+template <typename Number>
+static void rotary(const Number *x, int64_t stride, const Number *cos, const Number *sin, Number *out, int64_t rows,
                    int64_t heads, int64_t half, float sign, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 3)
     for (int64_t row = 0; row < rows; row++)
         for (int64_t head = 0; head < heads; head++) {
-            const bf16 *from = x + row * stride + head * 2 * half;
-            bf16 *to = out + (row * heads + head) * 2 * half;
+            const Number *from = x + row * stride + head * 2 * half;
+            Number *to = out + (row * heads + head) * 2 * half;
             for (int64_t i = 0; i < half; i += LANES) {
                 vf a = load(from + i), b = load(from + half + i);
                 vf c = load(cos + row * half + i), s = load(sin + row * half + i) * sign;
@@ -104,13 +108,14 @@ static void rotary(const bf16 *x, int64_t stride, const bf16 *cos, const bf16 *s
 }
 
 // normaliser of each row of logits / temperature, and the target's log-probability
-static void log_softmax(const bf16 *logits, const int64_t *targets, float *normalisers, float *chosen, int64_t rows,
+template <typename Number>
+static void log_softmax(const Number *logits, const int64_t *targets, float *normalisers, float *chosen, int64_t rows,
                         int64_t size, float temperature, int threads) {
     const int64_t block = 1024;
     const float by = 1.0f / temperature;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        const bf16 *from = logits + row * size;
+        const Number *from = logits + row * size;
         vf peaks = splat(MINUS_INFINITY);
         for (int64_t i = 0; i < size; i += LANES) peaks = larger(load(from + i) * by, peaks);
         float peak = largest(peaks);
@@ -127,57 +132,34 @@ static void log_softmax(const bf16 *logits, const int64_t *targets, float *norma
 }
 
 // in place: logits become d loss / d logits, (onehot - softmax) * grad / temperature
-static void log_softmax_backward(bf16 *logits, const int64_t *targets, const float *normalisers, const float *grad,
+template <typename Number>
+static void log_softmax_backward(Number *logits, const int64_t *targets, const float *normalisers, const float *grad,
                                  int64_t rows, int64_t size, float temperature, int threads) {
     const float by = 1.0f / temperature;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        bf16 *at = logits + row * size;
+        Number *at = logits + row * size;
         float scale = grad[row] * by;
         vf one{};
         one[0] = widen(at[targets[row]]) * by - normalisers[row];
         float target = (1.0f - exponential(one)[0]) * scale;
         for (int64_t i = 0; i < size; i += LANES)
             store(at + i, exponential(load(at + i) * by - normalisers[row]) * -scale);
-        vf last = splat(target);
-        bf16 rounded[LANES];
-        store(rounded, last);
-        at[targets[row]] = rounded[0];
+        narrow(at + targets[row], target);
     }
 }
 
 extern "C" {
-#define NORM(name, In, Out)                                                                                        \
-    void rms_norm_##name(const In *x, const float *w, Out *out, int64_t rows, int64_t size, float eps, int t) {    \
-        rms_norm(x, w, out, rows, size, eps, t);                                                                   \
-    }                                                                                                              \
-    void rms_norm_backward_##name(const In *x, const float *w, const Out *g, In *gx, float *gw, int64_t rows,      \
-                                  int64_t size, float eps, int t) {                                                \
-        rms_norm_backward(x, w, g, gx, gw, rows, size, eps, t);                                                    \
-    }
-NORM(float32_bfloat16, float, bf16)
-NORM(bfloat16_bfloat16, bf16, bf16)
-#undef NORM
-void add_rms_norm_bfloat16(float *x, const bf16 *y, const float *w, bf16 *out, int64_t rows, int64_t size, float eps,
-                           int t) {
-    add_rms_norm(x, y, w, out, rows, size, eps, t);
+auto *rms_norm_float32_float32 = rms_norm<float, float>;
+auto *rms_norm_float32_bfloat16 = rms_norm<float, bf16>;
+auto *rms_norm_bfloat16_bfloat16 = rms_norm<bf16, bf16>;
+auto *rms_norm_backward_float32_float32 = rms_norm_backward<float, float>;
+auto *rms_norm_backward_float32_bfloat16 = rms_norm_backward<float, bf16>;
+auto *rms_norm_backward_bfloat16_bfloat16 = rms_norm_backward<bf16, bf16>;
 }
-void swiglu_bfloat16(const bf16 *g, const bf16 *u, int64_t stride, bf16 *out, int64_t rows, int64_t size, int t) {
-    swiglu(g, u, stride, out, rows, size, t);
-}
-void swiglu_backward_bfloat16(const bf16 *g, const bf16 *u, const bf16 *grad, bf16 *gg, bf16 *gu, int64_t size, int t) {
-    swiglu_backward(g, u, grad, gg, gu, size, t);
-}
-void rotary_bfloat16(const bf16 *x, int64_t stride, const bf16 *cos, const bf16 *sin, bf16 *out, int64_t rows,
-                     int64_t heads, int64_t half, float sign, int t) {
-    rotary(x, stride, cos, sin, out, rows, heads, half, sign, t);
-}
-void log_softmax_bfloat16(const bf16 *logits, const int64_t *targets, float *normalisers, float *chosen, int64_t rows,
-                          int64_t size, float temperature, int t) {
-    log_softmax(logits, targets, normalisers, chosen, rows, size, temperature, t);
-}
-void log_softmax_backward_bfloat16(bf16 *logits, const int64_t *targets, const float *normalisers, const float *grad,
-                                   int64_t rows, int64_t size, float temperature, int t) {
-    log_softmax_backward(logits, targets, normalisers, grad, rows, size, temperature, t);
-}
-}
+KERNEL(add_rms_norm)
+KERNEL(swiglu)
+KERNEL(swiglu_backward)
+KERNEL(rotary)
+KERNEL(log_softmax)
+KERNEL(log_softmax_backward)

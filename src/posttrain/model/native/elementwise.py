@@ -8,15 +8,12 @@ from torch import Tensor
 from posttrain.model.native.build import LANES, call, library
 
 
-def fits(x: Tensor, out: torch.dtype = torch.bfloat16) -> bool:
-    """Whether the kernels take rows like those of `x`: bfloat16 results on a CPU, rows of whole lanes.
-
-    Float32 stays with PyTorch: it is what everything else is held to.
-    """
+def fits(x: Tensor, out: torch.dtype) -> bool:
+    """Whether the kernels take rows like those of `x` for results in `out`: on a CPU, rows of whole lanes."""
     return (
-        out == torch.bfloat16
-        and x.device.type == "cpu"
-        and x.dtype in (torch.bfloat16, torch.float32)
+        x.device.type == "cpu"
+        and out in (torch.float32, torch.bfloat16)
+        and x.dtype in (torch.float32, out)
         and x.shape[-1] % LANES == 0
         and x.numel() > 0
         and library() is not None
@@ -24,45 +21,56 @@ def fits(x: Tensor, out: torch.dtype = torch.bfloat16) -> bool:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return "float32" if dtype == torch.float32 else "bfloat16"
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, as bfloat16; x (..., D), weight (D,) float32."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, as `dtype`; x (..., D), weight (D,) float32."""
     x = x.contiguous()
-    out = torch.empty(x.shape, dtype=torch.bfloat16)
+    out = torch.empty(x.shape, dtype=dtype)
     size = x.shape[-1]
     pointers = x.data_ptr(), weight.data_ptr(), out.data_ptr()
-    call(f"rms_norm_{_name(x.dtype)}_bfloat16", *pointers, x.numel() // size, size, eps)
+    call("rms_norm", f"{_name(x.dtype)}_{_name(dtype)}", *pointers, x.numel() // size, size, eps)
     return out
 
 
 def add_rms_norm_(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The bfloat16 norm of x + y, which x becomes; x (N, D) float32, y (N, D) bfloat16, both contiguous."""
+    """The norm of x + y, as y, and x becomes that sum; x (N, D) float32, y (N, D), both contiguous."""
     out = torch.empty_like(y)
     rows, size = x.shape
     pointers = x.data_ptr(), y.data_ptr(), weight.data_ptr(), out.data_ptr()
-    call("add_rms_norm_bfloat16", *pointers, rows, size, eps)
+    call("add_rms_norm", _name(y.dtype), *pointers, rows, size, eps)
     return out
 
 
 def rms_norm_backward(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Gradients of x (as x) and of weight (float32) from that of the bfloat16 result."""
+    """Gradients of x (as x) and of weight (float32) from that of the result."""
     x, grad = x.contiguous(), grad.contiguous()
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     size = x.shape[-1]
     pointers = (t.data_ptr() for t in (x, weight, grad, grad_x, grad_weight))
-    call(f"rms_norm_backward_{_name(x.dtype)}_bfloat16", *pointers, x.numel() // size, size, eps)
+    call(
+        "rms_norm_backward", f"{_name(x.dtype)}_{_name(grad.dtype)}", *pointers, x.numel() // size, size, eps
+    )
     return grad_x, grad_weight
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up; both (N, F) bfloat16, halves of one tensor's rows or tensors of their own."""
+    """silu(gate) * up; both (N, F), halves of one tensor's rows or tensors of their own."""
     if gate.stride(-1) != 1 or gate.stride() != up.stride():
         gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty(gate.shape, dtype=gate.dtype)
     rows, size = gate.shape
-    call("swiglu_bfloat16", gate.data_ptr(), up.data_ptr(), gate.stride(0), out.data_ptr(), rows, size)
+    call(
+        "swiglu",
+        _name(gate.dtype),
+        gate.data_ptr(),
+        up.data_ptr(),
+        gate.stride(0),
+        out.data_ptr(),
+        rows,
+        size,
+    )
     return out
 
 
@@ -71,7 +79,7 @@ def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
     pointers = (t.data_ptr() for t in (gate, up, grad, grad_gate, grad_up))
-    call("swiglu_backward_bfloat16", *pointers, gate.numel())
+    call("swiglu_backward", _name(gate.dtype), *pointers, gate.numel())
     return grad_gate, grad_up
 
 
@@ -83,7 +91,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, sign: float = 1.0) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
     rows, heads, size = x.shape
     pointers = cos.data_ptr(), sin.data_ptr(), out.data_ptr()
-    call("rotary_bfloat16", x.data_ptr(), x.stride(0), *pointers, rows, heads, size // 2, sign)
+    call("rotary", _name(x.dtype), x.data_ptr(), x.stride(0), *pointers, rows, heads, size // 2, sign)
     return out
 
 
@@ -91,7 +99,7 @@ def log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Te
     """(M,) normalisers of logits / temperature and (M,) log-probabilities of `targets`, float32 nats."""
     normalisers, chosen = torch.empty(len(logits)), torch.empty(len(logits))
     pointers = (t.data_ptr() for t in (logits, targets, normalisers, chosen))
-    call("log_softmax_bfloat16", *pointers, *logits.shape, temperature)
+    call("log_softmax", _name(logits.dtype), *pointers, *logits.shape, temperature)
     return normalisers, chosen
 
 
@@ -100,18 +108,18 @@ def log_softmax_backward_(
 ) -> Tensor:
     """`logits` overwritten with (onehot - softmax) * grad / temperature; grad (M,) float32."""
     pointers = (t.data_ptr() for t in (logits, targets, normalisers, grad))
-    call("log_softmax_backward_bfloat16", *pointers, *logits.shape, temperature)
+    call("log_softmax_backward", _name(logits.dtype), *pointers, *logits.shape, temperature)
     return logits
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(A,) ids from softmax(logits / temperature) by one uniform number each, and their log-probabilities (nats).
 
-    logits is (A, V) bfloat16, uniform (A,) float32 in [0, 1). Temperature 0 takes the first of the likeliest, and
+    logits is (A, V), uniform (A,) float32 in [0, 1). Temperature 0 takes the first of the likeliest, and
     its log-probability at temperature 1.
     """
     logits = logits.contiguous()
     ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
     pointers = (t.data_ptr() for t in (logits, uniform, ids, logprobs))
-    call("draw_bfloat16", *pointers, *logits.shape, temperature)
+    call("draw", _name(logits.dtype), *pointers, *logits.shape, temperature)
     return ids, logprobs

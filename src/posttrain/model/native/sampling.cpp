@@ -1,17 +1,17 @@
 // Drawing one token for each row of logits.
 #include "sampling.h"
 
-extern "C" {
-
 // by uniform numbers in [0, 1), or without them (temperature 0) the likeliest
-void draw_bfloat16(const bf16 *logits, const float *uniforms, int64_t *ids, float *logprobs, int64_t rows, int64_t size,
-                   float temperature, int threads) {
+template <typename Number>
+static void draw(const Number *logits, const float *uniforms, int64_t *ids, float *logprobs, int64_t rows, int64_t size,
+                 float temperature, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        const bf16 *from = logits + row * size;
+        const Number *from = logits + row * size;
         const Drawn drawn = temperature > 0 ? draw_by(from, uniforms[row], size, temperature) : likeliest_of(from, size);
         ids[row] = drawn.id;
         logprobs[row] = drawn.logprob;
     }
 }
-}
+
+KERNEL(draw)

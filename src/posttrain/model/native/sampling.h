@@ -6,13 +6,15 @@
 
 constexpr int BLOCK = 256;  // tokens whose probabilities are summed before one of them is looked for
 
-static inline float peak_of(const bf16 *logits, int64_t size, float by) {
+template <typename Number>
+static inline float peak_of(const Number *logits, int64_t size, float by) {
     vf peaks = splat(MINUS_INFINITY);
     for (int64_t i = 0; i < size; i += LANES) peaks = larger(load(logits + i) * by, peaks);
     return largest(peaks);
 }
 
-static inline float block_mass(const bf16 *logits, int64_t start, int64_t size, float by, float peak) {
+template <typename Number>
+static inline float block_mass(const Number *logits, int64_t start, int64_t size, float by, float peak) {
     const int64_t end = start + BLOCK < size ? start + BLOCK : size;
     vf mass{};
     for (int64_t i = start; i < end; i += LANES) mass += exponential(load(logits + i) * by - peak);
@@ -25,7 +27,8 @@ struct Drawn {
 };
 
 // from the softmax at the temperature, by a uniform number in [0, 1)
-static inline Drawn draw_by(const bf16 *from, float uniform, int64_t size, float temperature) {
+template <typename Number>
+static inline Drawn draw_by(const Number *from, float uniform, int64_t size, float temperature) {
     const float by = 1.0f / temperature, peak = peak_of(from, size, by);
     double total = 0.0;
     for (int64_t start = 0; start < size; start += BLOCK) total += block_mass(from, start, size, by, peak);
@@ -52,7 +55,8 @@ static inline Drawn draw_by(const bf16 *from, float uniform, int64_t size, float
 }
 
 // the first of the likeliest, with its log-probability at temperature 1
-static inline Drawn likeliest_of(const bf16 *from, int64_t size) {
+template <typename Number>
+static inline Drawn likeliest_of(const Number *from, int64_t size) {
     const float peak = peak_of(from, size, 1.0f);
     double total = 0.0;
     for (int64_t start = 0; start < size; start += BLOCK) total += block_mass(from, start, size, 1.0f, peak);

@@ -1,29 +1,55 @@
-// Sixteen float32 lanes by GCC's and Clang's vector extension: one source for every processor, wide or narrow.
+// A register of float32 lanes by GCC's and Clang's vector extension: one source for every processor, wide or narrow.
 #pragma once
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t vu __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t vh __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int8_t vb __attribute__((vector_size(16), aligned(1), may_alias));
+// as many as a register holds: compilers keep wider vectors in memory
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t vb __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef uint16_t bf16;
 
-constexpr int LANES = 16;
 constexpr float MINUS_INFINITY = -__builtin_inff();
+
+// What Python finds: a kernel's address for each kind of number that it is for.
+#define KERNEL(name)                                                                                                   \
+    extern "C" {                                                                                                       \
+    auto *name##_float32 = name<float>;                                                                                \
+    auto *name##_bfloat16 = name<bf16>;                                                                                \
+    }
 
 static inline vf splat(float x) { return x - vf{}; }
 static inline vf load(const float *p) { return *reinterpret_cast<const vf *>(p); }
 static inline void store(float *p, vf x) { *reinterpret_cast<vf *>(p) = x; }
 
-// Widening of 16 numbers is one instruction, which GCC up to 12 takes apart into five.
+// sum + a * b in one rounding where the processor can: whether a compiler fuses them by itself depends on what is around
+#if defined(__AVX512F__)
+static inline vf add_product(vf sum, vf a, float b) { return reinterpret_cast<vf>(_mm512_fmadd_ps(a, _mm512_set1_ps(b), sum)); }
+#elif defined(__FMA__) && defined(__AVX2__)
+static inline vf add_product(vf sum, vf a, float b) { return reinterpret_cast<vf>(_mm256_fmadd_ps(a, _mm256_set1_ps(b), sum)); }
+#else
+static inline vf add_product(vf sum, vf a, float b) { return sum + a * b; }
+#endif
+
+// Widening is one instruction, which GCC up to 12 takes apart into five.
 static inline vf load(const bf16 *p) {
 #ifdef __AVX512F__
     vu wide = reinterpret_cast<vu>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))) << 16;
+#elif defined(__AVX2__)
+    vu wide = reinterpret_cast<vu>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))) << 16;
 #else
     vu wide = __builtin_convertvector(*reinterpret_cast<const vh *>(p), vu) << 16;
 #endif
@@ -33,6 +59,8 @@ static inline vf load(const bf16 *p) {
 static inline vf load(const int8_t *p) {
 #ifdef __AVX512F__
     return reinterpret_cast<vf>(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<vf>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)))));
 #else
     return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const vb *>(p), vi), vf);
 #endif

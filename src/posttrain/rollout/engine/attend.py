@@ -8,7 +8,7 @@ from torch import Tensor
 
 from posttrain.model.attention import round_up
 from posttrain.model.decoder import Shape
-from posttrain.model.native import attention as native
+from posttrain.model.native.newest import Lines, attend_newest
 from posttrain.model.ops import rotary
 from posttrain.rollout.engine.cache import Cache
 
@@ -17,8 +17,8 @@ class Newest:
     """One step of decoding: puts each sample's newest key and value into `cache` and attends to all of its keys.
 
     `lengths` (A,) counts each sample's tokens, the newest included, and `longest` is at least the largest of
-    them; sample a lies in slot a, or in a blocked cache row a in slots[a], one token of it after the other.
-    cos and sin are the (A', 1, D/2) angles of A' >= A rows, of which A count.
+    them; sample a lies in slot a. A blocked cache goes by `lines` instead. cos and sin are the (A', 1, D/2) angles
+    of A' >= A rows, of which A count.
     """
 
     def __init__(
@@ -30,12 +30,11 @@ class Newest:
         sin: Tensor,
         *,
         longest: int,
-        slots: Tensor | None = None,
+        lines: Lines | None = None,
     ) -> None:
-        self._cache, self._shape, self._lengths = cache, shape, lengths
-        self._slots = torch.arange(len(lengths)) if slots is None and cache.is_blocked else slots
+        self._cache, self._shape, self._lengths, self._lines = cache, shape, lengths, lines
         self._cos, self._sin = cos, sin
-        if not cache.is_blocked:
+        if lines is None:
             self._longest = min(round_up(longest), cache.length)
             self._bias = length_bias(lengths, self._longest, cache.dtype)
             heads = torch.arange(len(lengths) * shape.num_kv_heads, device=lengths.device) * cache.length
@@ -44,10 +43,9 @@ class Newest:
     def attend(self, layer: int, projected: Tensor) -> Tensor:
         """(A', heads * D) from the layer's (A', (heads + 2 kv_heads) * D) queries, keys and values."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        if self._cache.is_blocked:
-            assert self._slots is not None
-            at = keys, values, self._slots, self._lengths
-            return native.attend_newest(projected, self._cos, self._sin, *at, heads=self._shape.num_heads)
+        if self._lines is not None:
+            at = self._cos, self._sin, keys, values, self._lines
+            return attend_newest(projected, *at, layer=layer, heads=self._shape.num_heads)
         rows, longest = len(self._lengths), self._longest
         query, key, value = rotated(projected[:rows], self._shape, self._cos[:rows], self._sin[:rows])
         keys.flatten(0, 2).index_copy_(0, self._places, key.flatten(0, 1))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from posttrain.model.attention import round_up
 from posttrain.model.decoder import Shape
-from posttrain.model.native import attention as native
+from posttrain.model.native.attention import fits
+from posttrain.model.native.newest import Trunk, in_blocks
 
 
 class Cache:
@@ -16,14 +17,17 @@ class Cache:
 
     Slots are kept dense by their owner, who moves the last one into the place of one that ended.
 
-    Where the compiled kernel attends, `is_blocked`: keys lie in blocks of 16 positions with the dimension
-    outermost, so that it multiplies 16 keys at a time. A block's place and size are those of its positions.
+    Where the compiled kernel attends, `is_blocked`: keys lie in blocks of some positions with the dimension
+    outermost, so that it multiplies a block at a time; a block's place and size are those of its positions. Then a
+    sequence may begin with a trunk that lies elsewhere, and its slot holds what follows. Not with `plain`.
     """
 
-    def __init__(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: Shape, *, dtype: torch.dtype, device: torch.device, plain: bool = False
+    ) -> None:
         self._shape, self.dtype, self._device = shape, dtype, device
         group = shape.num_heads // shape.num_kv_heads
-        self.is_blocked = native.fits(dtype, device, head_dim=shape.head_dim, group=group)
+        self.is_blocked = not plain and fits(dtype, device, head_dim=shape.head_dim, group=group)
         self.keys = self.values = self._empty(0, 0)
 
     def _empty(self, slots: int, length: int) -> Tensor:
@@ -73,10 +77,14 @@ class Cache:
         """Start slot `slot` with the keys and values, each (layers, kv_heads, length, head_dim), of a prompt."""
         if self.is_blocked:
             filled = F.pad(keys, (0, 0, 0, round_up(keys.shape[2]) - keys.shape[2]))
-            self.keys[:, slot, :, : filled.shape[2]] = native.in_blocks(filled)
+            self.keys[:, slot, :, : filled.shape[2]] = in_blocks(filled)
         else:
             self.keys[:, slot, :, : keys.shape[2]] = keys
         self.values[:, slot, :, : values.shape[2]] = values
+
+    def trunk(self, keys: Tensor, values: Tensor) -> Trunk:
+        """The start of sequences: keys and values (layers, kv_heads, length, head_dim) of some whole blocks."""
+        return Trunk(in_blocks(keys), values.contiguous())
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` over slot `target`."""

@@ -15,6 +15,7 @@ import torch
 
 from posttrain.model.decoder import Angles, Shape
 from posttrain.model.native.draft import Copy, Layer, Matrix
+from posttrain.model.native.newest import Trunk
 from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.weights import EngineWeights
 
@@ -38,11 +39,13 @@ class Drafts:
         """Whether the kernels take such a model: see `Copy.fits`; and its cache lies as they need it."""
         return cache.is_blocked and Copy.fits(int(config.hidden_size), int(config.intermediate_size))
 
-    def guess(self, newest: int, length: int, uniforms: np.ndarray, temperature: float) -> list[int]:
+    def guess(
+        self, newest: int, length: int, trunk: Trunk | None, uniforms: np.ndarray, temperature: float
+    ) -> list[int]:
         """Tokens that may follow `newest`, at most one for each of `uniforms` (float32), which will draw them.
 
-        `length` counts the sample's tokens with `newest`; the cache has room for the guesses, and what it holds
-        from place length - 1 on is overwritten.
+        `length` counts the sample's tokens with `newest`, those of `trunk` too; the cache has room for the guesses,
+        and what it holds of the sample from `newest` on is overwritten.
         """
         self._steps_alone += 1
         count = min(len(uniforms), self._at_once)
@@ -51,7 +54,7 @@ class Drafts:
         self._copy = self._copy or _copied(self._weights, self._shape)
         angles = self._angles.at(torch.arange(length - 1, length - 1 + count), self._cache.dtype)
         room = self._cache.keys, self._cache.values
-        return self._copy.draw(newest, length, uniforms[:count], temperature, angles, *room)
+        return self._copy.draw(newest, length, uniforms[:count], temperature, angles, *room, trunk)
 
     def learn(self, guessed: int, right: int) -> None:
         """The first `right` of `guessed` tokens were drawn: guess more after a full hit, fewer after a miss."""

@@ -36,7 +36,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     renormalised set that was drawn from.
     """
     is_whole = sampling.top_p == 1.0 and sampling.top_k == 0
-    is_native = logits.dtype == torch.bfloat16 and elementwise.fits(logits)
+    is_native = elementwise.fits(logits, logits.dtype)
     if sampling.temperature == 0:
         if is_native:
             return elementwise.draw(logits, uniform, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from posttrain.rollout.engine.draft import MOST, Drafts
 from posttrain.rollout.engine.draw import draw
 from posttrain.rollout.engine.forward import Held, prefill
 from posttrain.rollout.engine.running import Prompt, Sample, Token, uniforms_of
+from posttrain.rollout.engine.starts import Start, Starts
 from posttrain.rollout.engine.step import PlainSteps, SteadySteps, Steps, can_record
 from posttrain.rollout.engine.weights import EngineWeights
 from posttrain.rollout.sampler import Request, Sampling
@@ -57,8 +58,10 @@ class Engine:
         self._decode_text = decode
         self._angles = Angles(config, self.device)
         self._budget_tokens = int(cache_gib * 2**30 / Cache.bytes_per_token(self.shape, dtype))
-        self._cache = Cache(self.shape, dtype=dtype, device=self.device)
         is_steady = can_record(self.device) if steady is None else steady
+        # what a graph replays reads one place for all of a sample's keys
+        self._cache = Cache(self.shape, dtype=dtype, device=self.device, plain=is_steady)
+        self._starts = Starts(self._cache)
         kind = SteadySteps if is_steady else PlainSteps
         self._steps: Steps = kind(self.shape, self._angles, self._cache, self.device)
         self._may_draft = drafts and not is_steady and Drafts.fits(config, self._cache)
@@ -109,7 +112,8 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values allocated now."""
-        return self._cache.nbytes
+        token = Cache.bytes_per_token(self.shape, self.dtype)
+        return self._cache.nbytes + token * _tokens_of(sample.prompt.start for sample in self._samples)
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """Queue `request`; its handle names it in `step`'s results and in `cancel`."""
@@ -198,6 +202,9 @@ class Engine:
         while self._waiting:
             prompt = self._waiting[0]
             is_new = prompt.logits is None and prompt not in fresh
+            if prompt.start is None:
+                following = self._waiting[1].request.prompt_ids if len(self._waiting) > 1 else None
+                prompt.start = self._starts.of(prompt.request, following)
             room = self._room(prompt, started)
             if room < 1:
                 break
@@ -222,6 +229,8 @@ class Engine:
             logits, found = prefill(self._weights, self.shape, self._angles, ids, before=self._before)
             for prompt, row, held in zip(fresh, logits, found, strict=True):
                 prompt.logits, prompt.held = row, held
+                assert prompt.start is not None
+                prompt.start.fill(self._cache, held.keys, held.values)
             # few-shot exemplars, a system message, the earlier turns of a chat: likely the next one's start too
             self._before = found[-1]
         return self._start(started) if started else []
@@ -232,24 +241,25 @@ class Engine:
 
     def _room(self, prompt: Prompt, started: list[Sample]) -> int:
         """How many more samples of `prompt` may start, were every sample to reach its limit."""
-        running = [*self._samples, *started]
-        longest = max([prompt.longest, *(sample.prompt.longest for sample in running)])
-        return self._most_rows(longest) - len(running)
+        prompts = [prompt, *(sample.prompt for sample in (*self._samples, *started))]
+        return self._most_rows(prompts) - len(self._samples) - len(started)
 
-    def _most_rows(self, longest: int) -> int:
-        """How many samples of up to `longest` tokens may run: the cache is a rectangle."""
-        return min(self.max_rows, self._budget_tokens // round_up(longest))
+    def _most_rows(self, prompts: Sequence[Prompt]) -> int:
+        """How many samples of `prompts` may run: their starts, and a rectangle of what follows."""
+        left = self._budget_tokens - _tokens_of(prompt.start for prompt in prompts)
+        return min(self.max_rows, left // round_up(max(prompt.longest for prompt in prompts)))
 
     def _start(self, started: list[Sample]) -> list[Token]:
         """Give each new sample a slot that begins with its prompt, and draw its first token."""
         first = len(self._samples)
         self._samples += started
-        self._reserve(max(s.length for s in self._samples) + 1)
+        self._reserve(max(s.filled for s in self._samples) + 1)
         logits = []
         for slot, sample in enumerate(started, start=first):
             prompt = sample.prompt
             assert prompt.held is not None and prompt.logits is not None
-            self._cache.put(slot, prompt.held.keys, prompt.held.values)
+            rest = (x[:, :, prompt.depth :] for x in (prompt.held.keys, prompt.held.values))
+            self._cache.put(slot, *rest)
             logits.append(prompt.logits)
         for prompt in {sample.prompt.handle: sample.prompt for sample in started}.values():
             if prompt.next_sample == len(prompt.request.seeds):
@@ -261,21 +271,22 @@ class Engine:
 
         def most_rows() -> int:
             coming = sum(len(p.request.seeds) - p.next_sample for p in self._waiting)
-            return min(self._most_rows(longest), len(self._samples) + coming)
+            return min(self._most_rows([s.prompt for s in self._samples]), len(self._samples) + coming)
 
         self._steps.reserve(len(self._samples), length, longest=longest, most_rows=most_rows)
 
     def _decode_step(self) -> list[Token]:
         """The next token of every sample; of one that runs alone also those that a draft guessed right."""
         samples = list(self._samples)
-        self._reserve(max(sample.length for sample in samples))
+        self._reserve(max(sample.filled for sample in samples))
         guesses = self._guess(samples[0]) if len(samples) == 1 else []
         if not guesses or self._drafts is None:
             ids, lengths = [s.ids[-1] for s in samples], [s.length for s in samples]
-            return self._record(samples, *self._draw(self._steps(ids, lengths), samples))
+            logits = self._steps(ids, lengths, [s.trunk for s in samples])
+            return self._record(samples, *self._draw(logits, samples))
         (sample,) = samples
         lengths = [sample.length + i for i in range(len(guesses) + 1)]
-        logits = self._steps([sample.ids[-1], *guesses], lengths, alone=True)
+        logits = self._steps([sample.ids[-1], *guesses], lengths, [sample.trunk] * len(lengths), alone=True)
         ids, nats = self._draw(logits, samples * len(lengths), ahead=range(len(lengths)))
         right = next((i for i, guess in enumerate(guesses) if guess != ids[i]), len(guesses))
         self._drafts.learn(len(guesses), right)
@@ -292,9 +303,10 @@ class Engine:
         most = min(MOST, sampling.max_new_tokens - len(sample.ids) - 1)
         if self._drafts is None or most < 1:
             return []
-        self._reserve(sample.length + most)
+        self._reserve(sample.filled + most)
         uniforms = uniforms_of([sample] * most, range(most))
-        return self._drafts.guess(sample.ids[-1], sample.length, uniforms, sampling.temperature)
+        newest = sample.ids[-1], sample.length, sample.trunk
+        return self._drafts.guess(*newest, uniforms, sampling.temperature)
 
     def _draw(
         self, logits: Tensor, samples: Sequence[Sample], ahead: Sequence[int] | None = None
@@ -358,4 +370,9 @@ class Engine:
         if last is not sample:
             self._samples[slot] = last
             # the newest token is not cached yet
-            self._cache.move(len(self._samples), slot, last.length - 1)
+            self._cache.move(len(self._samples), slot, last.filled - 1)
+
+
+def _tokens_of(starts: Iterable[Start | None]) -> int:
+    """Tokens of the different ones among `starts`."""
+    return sum(start.depth for start in {id(start): start for start in starts if start is not None}.values())

@@ -16,6 +16,7 @@ from torch import Tensor
 from posttrain.model.attention import Layout, attention
 from posttrain.model.decoder import Angles, Shape
 from posttrain.model.native import elementwise
+from posttrain.model.native.newest import Lines
 from posttrain.model.ops import rms_norm, swiglu
 from posttrain.model.tree import MIN_SHARED, plant, shared_length
 from posttrain.rollout.engine.attend import Newest, rotated
@@ -136,17 +137,17 @@ def decode(
     cache: Cache,
     *,
     longest: int,
-    slots: Tensor | None = None,
+    lines: Lines | None = None,
 ) -> Tensor:
     """(A, V) logits after each sample's newest token `ids` (A,), whose keys and values join `cache`.
 
     `lengths` (A,) counts each sample's tokens, prompt and newest included, and none is above `longest`; sample a
-    lies in slot a, or rows are tokens of slots[a] in order, in a blocked cache. The device is asked nothing, so
-    that the step can be recorded.
+    lies in slot a, or in a blocked cache where `lines` say. The device is asked nothing, so that the step can be
+    recorded.
     """
     rows, dtype = len(ids), weights.embedding.dtype
     filled = F.pad(ids, (0, max(0, weights.least_rows - rows)))
     x = F.embedding(filled, weights.embedding).float()
     cos, sin = angles.at(F.pad(lengths - 1, (0, len(filled) - rows)), dtype)
-    newest = Newest(cache, shape, lengths, cos, sin, longest=longest, slots=slots)
+    newest = Newest(cache, shape, lengths, cos, sin, longest=longest, lines=lines)
     return weights.head(_layers(weights, shape, x, newest.attend))[:rows]

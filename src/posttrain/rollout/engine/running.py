@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from posttrain.model.native.newest import Trunk
 from posttrain.records import Completion
 from posttrain.rollout.engine.draw import uniforms
 from posttrain.rollout.engine.forward import Held
+from posttrain.rollout.engine.starts import Start
 from posttrain.rollout.sampler import Request, Sampling
 
 
@@ -27,11 +29,18 @@ class Prompt:
     """(V,) after the prompt's last token."""
     held: Held | None = None
     """The prompt's keys and values."""
+    start: Start | None = None
+    """What its samples share; chosen when it is admitted."""
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the start, which lie in no slot."""
+        return 0 if self.start is None else self.start.depth
 
     @property
     def longest(self) -> int:
-        """Tokens of a sample that reaches its limit, prompt included."""
-        return len(self.request.prompt_ids) + self.sampling.max_new_tokens
+        """Tokens in the slot of a sample that reaches its limit, what follows the prompt's start included."""
+        return len(self.request.prompt_ids) - self.depth + self.sampling.max_new_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +60,16 @@ class Sample:
     def length(self) -> int:
         """Tokens so far, prompt included."""
         return len(self.prompt.request.prompt_ids) + len(self.ids)
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """Where its first tokens lie."""
+        return None if self.prompt.start is None else self.prompt.start.trunk
+
+    @property
+    def filled(self) -> int:
+        """Tokens in its slot, when the newest is there."""
+        return self.length - self.prompt.depth
 
 
 @dataclass(frozen=True, slots=True)

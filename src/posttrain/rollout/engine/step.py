@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from posttrain.model.decoder import Angles, Shape
+from posttrain.model.native.newest import Lines, Trunk
 from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.forward import decode
 from posttrain.rollout.engine.weights import EngineWeights
@@ -43,11 +44,18 @@ class Steps(Protocol):
         """Room for `rows` samples of `length` tokens, `longest` at their limits; they may become `most_rows()`."""
         ...
 
-    def __call__(self, ids: Sequence[int], lengths: Sequence[int], *, alone: bool = False) -> Tensor:
+    def __call__(
+        self,
+        ids: Sequence[int],
+        lengths: Sequence[int],
+        trunks: Sequence[Trunk | None],
+        *,
+        alone: bool = False,
+    ) -> Tensor:
         """(A, V) logits after each sample's newest token; read them before the next step.
 
-        ids are those tokens, lengths (A,) count each sample's tokens with it; sample a lies in slot a. `alone`:
-        they are tokens of one sample, one after the other, in slot 0 of a blocked cache.
+        ids are those tokens, lengths (A,) count each sample's tokens with it; sample a begins with trunks[a] and goes
+        on in slot a. `alone`: they are tokens of one sample, one after the other, in slot 0 of a blocked cache.
         """
         ...
 
@@ -71,13 +79,21 @@ class PlainSteps:
         """As much room as is needed now, and some to grow."""
         self._cache.reserve(rows, length, at_most=longest)
 
-    def __call__(self, ids: Sequence[int], lengths: Sequence[int], *, alone: bool = False) -> Tensor:
+    def __call__(
+        self,
+        ids: Sequence[int],
+        lengths: Sequence[int],
+        trunks: Sequence[Trunk | None],
+        *,
+        alone: bool = False,
+    ) -> Tensor:
         """(A, V) logits."""
         assert self._weights is not None
         newest, counts = torch.tensor([ids, lengths], device=self._device)
-        slots = torch.zeros_like(counts) if alone else None
+        slots = [0] * len(ids) if alone else range(len(ids))
+        lines = Lines(trunks, slots, lengths) if self._cache.is_blocked else None
         model = self._weights, self._shape, self._angles
-        return decode(*model, newest, counts, self._cache, longest=max(lengths), slots=slots)
+        return decode(*model, newest, counts, self._cache, longest=max(lengths), lines=lines)
 
     def rest(self) -> None:
         """Give the cache's memory back."""
@@ -120,9 +136,16 @@ class SteadySteps:
             self._sizes.clear()
             self._cache.reserve(most_rows(), longest, at_most=longest)
 
-    def __call__(self, ids: Sequence[int], lengths: Sequence[int], *, alone: bool = False) -> Tensor:
+    def __call__(
+        self,
+        ids: Sequence[int],
+        lengths: Sequence[int],
+        trunks: Sequence[Trunk | None],
+        *,
+        alone: bool = False,
+    ) -> Tensor:
         """(A, V) logits, in a buffer that the next step writes to."""
-        assert not alone, "only blocked caches, which a CPU has, take several tokens of a sample"
+        assert not alone and not any(trunks), "only blocked caches have trunks and several tokens of a sample"
         rows = min(padded_rows(len(ids)), self._cache.slots)
         keys = min(-(-max(lengths) // _WINDOW) * _WINDOW, self._cache.length)
         size = self._sizes.get((rows, keys)) or self._new(rows, keys)

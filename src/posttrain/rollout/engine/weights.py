@@ -10,47 +10,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.model.decoder import Shape
+from posttrain.model.native import product
+from posttrain.model.native.newest import from_blocks
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN can hold a weight in its own blocked layout: bfloat16 on a CPU that multiplies it."""
-    return (
-        device.type == "cpu"
-        and dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    """Whether oneDNN can hold a weight in its own blocked layout: on a CPU, bfloat16 only if that multiplies it.
+
+    A product of few rows otherwise spends more time on laying out the weight than on multiplying.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def least_rows(dtype: torch.dtype, device: torch.device) -> int:
-    """Rows that a step is filled up to: packed weights meet four rows sooner than one, and AMX any few alike.
+    """Rows that a step is filled up to: packed bfloat16 weights meet four rows sooner than one, and AMX any few alike.
 
     There the order of a row's sums depends on their number, so it is the same from one row to eight, which is as many
     as a sample that runs alone is checked by (`draft.py`).
     """
-    if not can_pack(dtype, device):
+    if dtype != torch.bfloat16 or not can_pack(dtype, device):
         return 1
     return 8 if torch.cpu._is_amx_tile_supported() else 4
 
 
 class Linear:
-    """x -> x @ weight^T; with `pack_for_rows` the weight is laid out once for inputs of about that many rows."""
+    """x -> x @ weight^T; the weight is laid out once, where a kernel wants that, for about `rows` rows of input."""
 
-    def __init__(self, weight: Tensor, *, pack_for_rows: int | None) -> None:
-        self._is_packed = pack_for_rows is not None
-        if self._is_packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, pack_for_rows)
-        self._weight = weight
+    def __init__(self, weight: Tensor, *, rows: int) -> None:
+        if product.fits(weight):
+            self._weight, self._multiply, self._plain = (
+                product.laid_out(weight),
+                product.multiply,
+                from_blocks,
+            )
+        elif can_pack(weight.dtype, weight.device):
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            self._multiply, self._plain = _packed_linear, Tensor.to_dense
+        else:
+            self._weight, self._multiply, self._plain = weight, F.linear, Tensor.detach
 
     def __call__(self, x: Tensor) -> Tensor:
         """(A, outputs) from x (A, inputs)."""
-        if not self._is_packed:
-            return F.linear(x, self._weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+        return self._multiply(x, self._weight)
 
     def plain(self) -> Tensor:
         """(outputs, inputs) weight as it was given."""
-        return self._weight.to_dense() if self._is_packed else self._weight
+        return self._plain(self._weight)
+
+
+def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +104,11 @@ class EngineWeights:
         rows: int,
     ) -> EngineWeights:
         """Copy `weights` (Hugging Face names, any dtype and device) in; `rows` is the usual batch size."""
-        pack = rows if can_pack(dtype, device) else None
 
         def fused(*names: str) -> Linear:
             # `clone` because a float32 copy must not follow the learner's next update
             parts = [weights[name].detach().to(device, dtype) for name in names]
-            return Linear(torch.cat(parts) if len(parts) > 1 else parts[0].clone(), pack_for_rows=pack)
+            return Linear(torch.cat(parts) if len(parts) > 1 else parts[0].clone(), rows=rows)
 
         def norm(name: str) -> Tensor | None:
             found = weights.get(name)

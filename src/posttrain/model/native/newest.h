@@ -1,0 +1,85 @@
+// Newest tokens of samples: they join their slots in the cache, and attend to all that is before them.
+#pragma once
+#include "attention.h"
+
+// Rotate one head by its position's angles (size / 2 of each).
+template <typename Number>
+static inline void turn(const Number *from, const Number *cos, const Number *sin, Number *to, int64_t size) {
+    const int64_t half = size / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        vf a = load(from + i), b = load(from + half + i), c = load(cos + i), s = load(sin + i);
+        store(to + i, a * c - b * s);
+        store(to + half + i, b * c + a * s);
+    }
+}
+
+struct Heads {
+    int64_t heads, kv_heads, size;
+    int64_t group() const { return heads / kv_heads; }
+};
+
+// One key head of a sample: its first `depth` tokens lie in a trunk that others may share, (depth / LANES, size, LANES)
+// and (depth, size), the others in its slot, laid out alike.
+template <typename Number>
+struct Place {
+    const Number *trunk_keys, *trunk_values;
+    Number *keys, *values;
+    int64_t depth, length;  // length: tokens with the newest
+};
+
+// A newest token: `projected` is (heads + 2 kv_heads, size), queries, keys, values; out (heads, size).
+template <typename Number>
+struct Token {
+    const Number *projected, *cos, *sin;
+    Number *out;
+};
+
+// its key and value at `head` join the slot
+template <typename Number>
+static inline void keep_newest(const Token<Number> &token, const Place<Number> &at, const Heads &n, int64_t head) {
+    const int64_t place = at.length - 1 - at.depth;
+    Number turned[LONGEST_HEAD], *block = at.keys + place / LANES * n.size * LANES + place % LANES;
+    turn(token.projected + (n.heads + head) * n.size, token.cos, token.sin, turned, n.size);
+    for (int64_t d = 0; d < n.size; d++) block[d * LANES] = turned[d];
+    std::memcpy(at.values + place * n.size, token.projected + (n.heads + n.kv_heads + head) * n.size, n.size * sizeof(Number));
+}
+
+// Room for the queries of `rows` tokens of up to `longest` tokens before them.
+struct Room {
+    Scratch queries, scores, sums, scales;
+    int64_t stride;
+    Room(const Heads &n, int64_t rows, int64_t longest)
+        : queries(rows * n.group() * n.size), scores(rows * n.group() * whole_blocks(longest)),
+          sums(rows * n.group() * n.size), scales(rows * n.group()), stride(whole_blocks(longest)) {}
+};
+
+// At `head`, `count` tokens of samples with one trunk attend to all of theirs. `next` is where the one after them looks.
+template <typename Number>
+static void attend_newest_at(const Token<Number> *tokens, const Place<Number> *places, int64_t count, const Heads &n,
+                             int64_t head, const Room &room, const Place<Number> &next) {
+    const int64_t group = n.group(), size = n.size, many = count * group, depth = places[0].depth;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+    for (int64_t i = 0; i < many; i++) {
+        const Token<Number> &token = tokens[i / group];
+        Number turned[LONGEST_HEAD];
+        turn(token.projected + (head * group + i % group) * size, token.cos, token.sin, turned, size);
+        take(turned, room.queries.at + i * size, size, scale);
+    }
+    std::memset(room.sums.at, 0, many * size * sizeof(float));
+    const Queries all{room.queries.at, room.scores.at, room.stride, room.sums.at};
+    const Stretch<Number> trunk{places[0].trunk_keys, places[0].trunk_values, depth};
+    auto own = [&](int64_t row) { return Stretch<Number>{places[row].keys, places[row].values, places[row].length - depth}; };
+    in_tiles(many, [&](auto tile, int64_t start) { score<tile>(all, start, trunk, size, 0, start == 0); });
+    for (int64_t row = 0; row < count; row++)
+        in_tiles(group, [&](auto tile, int64_t start) { score<tile>(all, row * group + start, own(row), size, depth, start == 0); });
+    for (int64_t i = 0; i < many; i++)
+        room.scales.at[i] = soften(room.scores.at + i * room.stride, places[i / group].length, nullptr);
+    in_tiles(many, [&](auto tile, int64_t start) { mix<tile>(all, start, trunk, size, 0, start == 0 ? next.trunk_keys : nullptr); });
+    for (int64_t row = 0; row < count; row++)
+        in_tiles(group, [&](auto tile, int64_t start) {
+            const bool is_last = row + 1 == count && start == 0;
+            mix<tile>(all, row * group + start, own(row), size, depth, is_last ? next.keys : static_cast<const Number *>(nullptr));
+        });
+    for (int64_t i = 0; i < many; i++)
+        put(room.sums.at + i * size, tokens[i / group].out + (head * group + i % group) * size, size, room.scales.at[i]);
+}
