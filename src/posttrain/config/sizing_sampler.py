@@ -62,17 +62,20 @@ def sampler_size(
     drawn = sampling_of(settings)
     if drawn is None:
         return SamplerSize(weights, 0.0, 0.0, 0, split)
-    longest = -(-(drawn.max_prompt_tokens + drawn.max_new_tokens) // 32) * 32
+    # on a CPU completions of one prompt hold it once, in blocks
+    shared = (drawn.max_prompt_tokens - 1) // 32 * 32 if fleet.device.is_cpu else 0
+    own = -(-(drawn.max_prompt_tokens + drawn.max_new_tokens - shared) // 32) * 32
     per_token = shape.cache_bytes(width) / split
     budget = int(runtime.sampler_cache_gib * GIB / per_token)
     if isinstance(drawn, Rejection):
         problems, samples = ROLLOUT_BATCH, ROLLOUT_BATCH * drawn.samples_per_problem
     else:
         problems, samples = drawn.prompts_per_step, drawn.completions_per_step
-    at_once = min(MAX_ROWS, budget // longest, samples)
+    each = own + shared * problems / samples
+    at_once = min(MAX_ROWS, int(budget / each), samples) if budget >= own + shared else 0
     problem = ""
     if at_once < 1:
-        needed = longest * per_token / GIB
+        needed = (own + shared) * per_token / GIB
         problem = (
             f"runtime.sampler_cache_gib is {runtime.sampler_cache_gib:g} and one completion may need "
             f"{needed:.2g} GiB"
@@ -84,6 +87,6 @@ def sampler_size(
     # a prompt's keys and values, and the same again as its completions will read them
     reading = prompts * (2 * per_token + layer)
     drawing = at_once * shape.vocab * width * 2
-    cache = at_once * longest * per_token
+    cache = at_once * each * per_token
     scratch = max(reading, (GROWTH - 1) * cache) + drawing
     return SamplerSize(weights, cache, scratch, max(at_once, 1), split, problem)
