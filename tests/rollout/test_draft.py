@@ -26,22 +26,28 @@ def at_once(monkeypatch):
 class Opened:
     """A tiny model, and engines of it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, dtype):
+        self.dtype = dtype
         self.model = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
         self.decode = load_tokenizer(folder).decode
         # a fresh model's next token is anybody's guess; with larger logits it is the model's own
         self.state = {n: w * 4 if n == "lm_head.weight" else w for n, w in self.model.state_dict().items()}
 
     def __call__(self, *, drafts: bool, stop_ids: tuple[int, ...] = ()) -> Engine:
-        given = {"stop_ids": stop_ids, "decode": self.decode, "dtype": torch.bfloat16}
+        given = {"stop_ids": stop_ids, "decode": self.decode, "dtype": self.dtype}
         engine = Engine(self.model.config, drafts=drafts, **given)
         engine.load(self.state, version=0)
         return engine
 
 
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
 @pytest.fixture(params=[tiny_llama, tiny_olmo2])
-def opened(request, tmp_path) -> Opened:
-    return Opened(request.param(tmp_path / "model", max_position_embeddings=1024, **HEADS))
+def opened(request, tmp_path, dtype) -> Opened:
+    return Opened(request.param(tmp_path / "model", max_position_embeddings=1024, **HEADS), dtype)
 
 
 def _guesses(monkeypatch) -> list[tuple[int, int]]:
@@ -124,6 +130,12 @@ def test_new_weights_are_guessed_with(opened, monkeypatch):
     seen = _guesses(monkeypatch)
     engine.generate([request], sampling)
     assert sum(right for _, right in seen) > 0.6 * sum(guessed for guessed, _ in seen)
+
+
+@pytest.mark.parametrize(("right", "expected"), [(0.0, 1), (0.5, 1), (0.7, 2), (0.9, 6), (1.0, draft.MOST)])
+def test_as_many_guesses_as_are_worth_their_time(right, expected):
+    """By hand at 0.5: one brings 1.5 tokens in 1.25 steps, two 1.75 in 1.5, so 1.2 against 1.17 a step."""
+    assert draft.worthwhile(right) == expected
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -21,6 +21,10 @@ from posttrain.rollout.engine.weights import EngineWeights
 
 MOST = 7
 """Guesses at once: with the newest token they make eight rows."""
+_COST = 0.25
+"""Time of a guess, in steps that check."""
+_MEMORY = 0.97
+"""Of what is known about how often guesses are right, the part that outlives a check."""
 _WORTH = 32
 """Steps that a sample has run alone before the copy is made, which takes as long as a few."""
 
@@ -32,7 +36,7 @@ class Drafts:
         self._weights, self._shape, self._angles, self._cache = weights, shape, angles, cache
         self._steps_alone = 0
         self._copy: Copy | None = None
-        self._at_once = MOST
+        self._right, self._tried = 7.0, 10.0
 
     @staticmethod
     def fits(config: Any, cache: Cache) -> bool:
@@ -48,7 +52,7 @@ class Drafts:
         and what it holds of the sample from `newest` on is overwritten.
         """
         self._steps_alone += 1
-        count = min(len(uniforms), self._at_once)
+        count = min(len(uniforms), worthwhile(self._right / self._tried))
         if self._steps_alone <= _WORTH or not count:
             return []
         self._copy = self._copy or _copied(self._weights, self._shape)
@@ -57,8 +61,18 @@ class Drafts:
         return self._copy.draw(newest, length, uniforms[:count], temperature, angles, *room, trunk)
 
     def learn(self, guessed: int, right: int) -> None:
-        """The first `right` of `guessed` tokens were drawn: guess more after a full hit, fewer after a miss."""
-        self._at_once = min(MOST, guessed + 2) if right == guessed else right + 1
+        """The first `right` of `guessed` tokens were drawn; the one after them, if there is one, was not."""
+        self._right = _MEMORY * self._right + right
+        self._tried = _MEMORY * self._tried + min(right + 1, guessed)
+
+
+def worthwhile(right: float) -> int:
+    """How many guesses at once bring most tokens for their time, if each is right with this probability.
+
+    g of them bring 1 + right + ... + right^g tokens (arXiv:2211.17192 eq. 1).
+    """
+    tokens = np.cumsum(right ** np.arange(MOST + 1))
+    return 1 + int(np.argmax(tokens[1:] / (1 + _COST * np.arange(1, MOST + 1))))
 
 
 def _copied(weights: EngineWeights, shape: Shape) -> Copy:
