@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.agreement import same_outputs, same_prompts, same_rules, same_verdicts
+from harness.device import precision
 from harness.parting import Logits, Parting, common_prefix, part
 from harness.race import PEERS, Contestant, answer, audition, race, ratio, write
 from harness.workload import data_folder, model_folder
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--limit", type=int, default=64, help="documents")
     parser.add_argument("--new-tokens", type=int, default=256, help="at most, for each document")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default=precision("cpu"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-sizes", default="16", help="lm-eval's; each of several is tried once first")
     parser.add_argument("--attentions", default="eager", help="lm-eval's, likewise: eager,sdpa")

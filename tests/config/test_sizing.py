@@ -221,6 +221,18 @@ def test_the_cache_holds_what_runs_at_once() -> None:
     assert "sampler_cache_gib is 1e-09" in none.problem
 
 
+def test_on_a_cpu_completions_of_one_prompt_hold_it_once() -> None:
+    """Of 100 prompt tokens 96 are whole blocks; 4 and 60 new ones are 64. 4 prompts and 16 completions hold 1,408."""
+    drawn, cpu = grpo(max_prompt_tokens=100, max_new_tokens=60), Fleet(replace(BARE, is_cpu=True))
+    size = sampler_size(SMALL, drawn, Runtime(), 2, cpu)
+    prompts, samples = drawn.prompts_per_step, drawn.completions_per_step
+    assert (size.cache, size.samples_at_once) == ((prompts * 96 + samples * 64) * 32, samples)
+    # one completion needs all of its own prompt
+    for tokens, problem in ((160, False), (159, True)):
+        found = sampler_size(SMALL, drawn, Runtime(sampler_cache_gib=tokens * 32 / 2**30), 2, cpu)
+        assert bool(found.problem) == problem
+
+
 def test_arithmetic_by_hand() -> None:
     """Two for each of 2 * 576 + 256 weights; scores and values: 2 * 2 * (8 * 10) / 2 twice, a layer 2 * 8 * 10."""
     assert forward_flops(SMALL, 10) == 2 * (2 * 576 + 256) + 2 * (2 * 8 * 10)

@@ -211,12 +211,8 @@ def test_tokens_of_one_slot_together_are_those_one_after_the_other(kind):
 
 @pytest.mark.parametrize(("rows", "expected"), [(1, [1]), (8, [8]), (21, [8, 8, 5])])
 def test_rows_of_one_start_are_tasks_of_at_most_eight(rows, expected):
-    """Wherever they stand among rows with no start, each of which is a task."""
-    trunk = newest.Trunk(torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
-    trunks = [None, *[trunk] * (rows - 1), None, trunk]
-    order = np.argsort([0 if t is None else t.keys.data_ptr() for t in trunks], kind="stable")
-    sorted_addresses = np.array([0 if trunks[i] is None else 1 for i in order])
-    assert newest._tasks(sorted_addresses) == [
+    """And each row with no start is one."""
+    assert newest._tasks(np.array([0, 0, *[64] * rows])) == [
         (0, 1),
         (1, 1),
         *((2 + 8 * i, count) for i, count in enumerate(expected)),
@@ -306,7 +302,7 @@ def test_without_a_compiler_there_are_no_kernels_and_no_error(setting, monkeypat
 def test_products_of_few_rows(outputs, inputs):
     """Float64's, and each row's own to the bit, however many there are; the weight comes back as it was."""
     weight = normal(outputs, inputs, dtype=torch.float32)
-    laid = product.laid_out(weight)
+    laid = newest.in_blocks(weight)
     x = normal(205, inputs, seed=1, dtype=torch.float32)
     found = product.multiply(x, laid)
     exact = x.double() @ weight.double().t()

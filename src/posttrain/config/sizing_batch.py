@@ -59,11 +59,6 @@ class MicroBatch:
         """Tokens that meet the output projection."""
         return sum(bundle.targets for bundle in self.bundles)
 
-    @property
-    def longest_row(self) -> int:
-        """Tokens of the longest row."""
-        return max(bundle.row_tokens for bundle in self.bundles)
-
 
 def longest_row(settings: Settings) -> int:
     """Most tokens that one row of the stage has: the longest prompt and the longest completion."""

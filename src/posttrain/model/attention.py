@@ -151,9 +151,8 @@ class Layout:
         return native.Spans.of(self.tree, trunk=self.trunk)
 
 
-def _is_native(query: Tensor, key: Tensor) -> bool:
-    heads, size = query.shape[1:]
-    return native.fits(query.dtype, query.device, head_dim=size, group=heads // key.shape[1])
+def _is_native(query: Tensor) -> bool:
+    return native.fits(query.dtype, query.device, head_dim=query.shape[2])
 
 
 def _grid(x: Tensor, slots: Tensor, rows: int) -> Tensor:
@@ -223,7 +222,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
-        if _is_native(query, key):
+        if _is_native(query):
             out, normalisers = native.attend_segments(query, key, value, layout.spans)
         else:
             out, normalisers = _with_normalisers(query, key, value, layout)
@@ -234,7 +233,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         query, key, value, out, normalisers = ctx.saved_tensors
-        if _is_native(query, key):
+        if _is_native(query):
             given = query, key, value, out, normalisers, grad
             grad_query, *others = native.attend_segments_backward(*given, ctx.layout.spans)
             grad_key, grad_value = (g.to(key.dtype) for g in others)
@@ -322,6 +321,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tens
     """
     if query.device.type == "cpu" and torch.is_grad_enabled() and query.requires_grad:
         return _Attention.apply(query, key, value, layout)  # type: ignore[no-any-return]
-    if _is_native(query, key):
+    if _is_native(query):
         return native.attend_segments(query, key, value, layout.spans)[0]
     return _plain(query, key, value, layout)

@@ -30,12 +30,12 @@ static void attend_segments(const Number *query, int64_t query_stride, const Num
             const Number *k = key + place * key_stride + head * size, *v = value + place * value_stride + head * size;
             float *block = keys.at + j / LANES * size * LANES + j % LANES;
             for (int64_t d = 0; d < size; d++) block[d * LANES] = widen(k[d]);
-            take(v, values.at + j * size, size, 1.0f);
+            scaled(v, values.at + j * size, size, 1.0f);
         }
         auto row = [&](int64_t i) { return (firsts[s] + begin + i / group) * heads + head * group + i % group; };
         for (int64_t i = 0; i < many; i++) {
             const int64_t token = firsts[s] + begin + i / group, h = head * group + i % group;
-            take(query + token * query_stride + h * size, queries.at + i * size, size, scale);
+            scaled(query + token * query_stride + h * size, queries.at + i * size, size, scale);
         }
         in_tiles(many, [&](auto tile, int64_t start) {
             // the later tokens of a tile see more; beyond a query's keys its weights are zero and values finite
@@ -51,7 +51,7 @@ static void attend_segments(const Number *query, int64_t query_stride, const Num
             }
             std::memset(sums.at, 0, tile * size * sizeof(float));
             mix<tile>(these, 0, Stretch<float>{keys.at, values.at, most}, size, 0, NONE);
-            for (int i = 0; i < tile; i++) put(sums.at + i * size, out + row(start + i) * size, size, scales[i]);
+            for (int i = 0; i < tile; i++) scaled(sums.at + i * size, out + row(start + i) * size, size, scales[i]);
         });
     }
 }

@@ -7,7 +7,6 @@
 
 #include "vector.h"
 
-constexpr int MOST_HEADS = 64;   // query heads of one key head
 constexpr int LONGEST_HEAD = 256;
 constexpr int TILE = 6;          // queries that share each loaded key and value: their sums fill 16 registers
 
@@ -134,12 +133,7 @@ static inline void mix(const Queries &of, int64_t start, const Stretch<Number> &
     }
 }
 
-template <typename Number>
-static inline void put(const float *from, Number *to, int64_t size, float scale) {
-    for (int64_t d = 0; d < size; d += LANES) store(to + d, load(from + d) * scale);
-}
-
-template <typename Number>
-static inline void take(const Number *from, float *to, int64_t size, float scale) {
+template <typename From, typename To>
+static inline void scaled(const From *from, To *to, int64_t size, float scale) {
     for (int64_t d = 0; d < size; d += LANES) store(to + d, load(from + d) * scale);
 }

@@ -10,32 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.model.native.build import LANES, call, library
+from posttrain.model.native.build import KINDS, LANES, call, library
 from posttrain.model.tree import Tree
 
 _CHUNK = 64
 """Query tokens of one task; attention.cpp has the same."""
 _BACKWARD_CHUNK = 512
 """The same of the backward pass, whose every task keeps gradients for all of its keys."""
-_MOST_HEADS = 64
-"""Query heads that may share a key head."""
 _LONGEST_HEAD = 256
 
 
-def fits(dtype: torch.dtype, device: torch.device, *, head_dim: int, group: int) -> bool:
+def fits(dtype: torch.dtype, device: torch.device, *, head_dim: int) -> bool:
     """Whether the kernels take such heads: float32 or bfloat16 on a CPU."""
     return (
         dtype in KINDS
         and device.type == "cpu"
         and head_dim % (2 * LANES) == 0
         and head_dim <= _LONGEST_HEAD
-        and group <= _MOST_HEADS
         and library() is not None
     )
-
-
-KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""Number types that there are kernels for."""
 
 
 @dataclass(frozen=True)

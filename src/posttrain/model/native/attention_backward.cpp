@@ -104,11 +104,11 @@ static void differentiate(const Part &at) {
 // grad_value (T, kv_heads, size) are added to, in the tasks' order whoever was first.
 template <typename Number>
 static void attend_segments_backward(const Number *query, int64_t query_stride, const Number *key, int64_t key_stride,
-                              const Number *value, int64_t value_stride, const Number *out, const Number *grad,
-                              const float *normalisers, const int64_t *lines, const int64_t *offsets, const int64_t *firsts,
-                              const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
-                              int64_t heads, int64_t kv_heads, int64_t size, Number *grad_query, float *grad_key,
-                              float *grad_value, float *parts, int threads) {
+                                     const Number *value, int64_t value_stride, const Number *out, const Number *grad,
+                                     const float *normalisers, const int64_t *lines, const int64_t *offsets, const int64_t *firsts,
+                                     const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
+                                     int64_t heads, int64_t kv_heads, int64_t size, Number *grad_query, float *grad_key,
+                                     float *grad_value, float *parts, int threads) {
     const int64_t group = heads / kv_heads;
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
 #pragma omp parallel num_threads(threads)
@@ -140,8 +140,8 @@ static void attend_segments_backward(const Number *query, int64_t query_stride, 
             for (int64_t i = 0; i < many; i++) {
                 const int64_t token = begin + i / group, at = firsts[s] + token, h = head * group + i % group;
                 const Number *o = out + (at * heads + h) * size, *g = grad + (at * heads + h) * size;
-                take(query + at * query_stride + h * size, queries + i * size, size, scale);
-                take(g, grads + i * size, size, 1.0f);
+                scaled(query + at * query_stride + h * size, queries + i * size, size, scale);
+                scaled(g, grads + i * size, size, 1.0f);
                 vf centre{};
                 for (int64_t d = 0; d < size; d += LANES) centre += load(o + d) * load(g + d);
                 centres[i] = sum(centre);
@@ -152,7 +152,7 @@ static void attend_segments_backward(const Number *query, int64_t query_stride, 
                            found.at, found.at + padded * size, grad_queries});
             for (int64_t i = 0; i < many; i++) {
                 Number *to = grad_query + ((firsts[s] + begin + i / group) * heads + head * group + i % group) * size;
-                for (int64_t d = 0; d < size; d += LANES) store(to + d, load(grad_queries + i * size + d) * scale);
+                scaled(grad_queries + i * size, to, size, scale);
             }
             float *part = parts + 2 * size * (task[3] * kv_heads + head * num_keys);
             std::memcpy(part, found.at, num_keys * size * 4);

@@ -40,6 +40,9 @@ _FLAGS = (
 LANES = 16
 """Numbers of the widest vector: rows are whole multiples of it."""
 
+KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Number types that there are kernels for."""
+
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_P, _P, _P, _N, _N, _F),
@@ -78,7 +81,7 @@ def _kernels() -> dict[tuple[str, str], Any]:
     kernels = {}
     for name, arguments in _ARGUMENTS.items():
         of = ctypes.CFUNCTYPE(None, *arguments, ctypes.c_int)
-        for kind in _KINDS.get(name, ("float32", "bfloat16")):
+        for kind in _KINDS.get(name, tuple(KINDS.values())):
             kernels[name, kind] = of(_symbol(f"{name}_{kind}", _P))
     return kernels
 

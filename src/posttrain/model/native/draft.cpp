@@ -70,10 +70,10 @@ static void normalise(const X *x, const float *weight, int64_t size, float eps, 
 // are the whole cache, (layers, slots, ...), whose places from length - 1 on are written, `depth` tokens fewer: these lie in
 // the trunk, as attend_newest has it.
 template <typename Number>
-static void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, const Number *embedding, const Sizes *sizes,
-                  const Number *cos, const Number *sin, Number *keys, Number *values, const Number *trunk_keys,
-                  const Number *trunk_values, int64_t depth, const float *uniforms, int64_t first, int64_t length, int64_t count,
-                         int64_t *ids, float temperature, float eps, int threads) {
+static void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, const Number *embedding,
+                         const Sizes *sizes, const Number *cos, const Number *sin, Number *keys, Number *values,
+                         const Number *trunk_keys, const Number *trunk_values, int64_t depth, const float *uniforms,
+                         int64_t first, int64_t length, int64_t count, int64_t *ids, float temperature, float eps, int threads) {
     const Sizes n = *sizes;
     const int64_t width = (n.heads + 2 * n.kv_heads) * n.head, attended = n.heads * n.head, deep = n.kv_heads * n.head;
     const int64_t of_layer = n.slots * n.kv_heads * n.capacity * n.head;

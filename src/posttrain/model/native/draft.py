@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.model.native.attention import KINDS
-from posttrain.model.native.build import LANES, call, lanes
+from posttrain.model.native.build import KINDS, LANES, call, lanes
 from posttrain.model.native.newest import Trunk
 
 _TOGETHER = 4

@@ -5,23 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from posttrain.model.native.build import LANES, call, library
+from posttrain.model.native.build import KINDS, LANES, call, library
 
 
 def fits(x: Tensor, out: torch.dtype) -> bool:
     """Whether the kernels take rows like those of `x` for results in `out`: on a CPU, rows of whole lanes."""
     return (
         x.device.type == "cpu"
-        and out in (torch.float32, torch.bfloat16)
+        and out in KINDS
         and x.dtype in (torch.float32, out)
         and x.shape[-1] % LANES == 0
         and x.numel() > 0
         and library() is not None
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return "float32" if dtype == torch.float32 else "bfloat16"
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -30,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     out = torch.empty(x.shape, dtype=dtype)
     size = x.shape[-1]
     pointers = x.data_ptr(), weight.data_ptr(), out.data_ptr()
-    call("rms_norm", f"{_name(x.dtype)}_{_name(dtype)}", *pointers, x.numel() // size, size, eps)
+    call("rms_norm", f"{KINDS[x.dtype]}_{KINDS[dtype]}", *pointers, x.numel() // size, size, eps)
     return out
 
 
@@ -39,7 +35,7 @@ def add_rms_norm_(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(y)
     rows, size = x.shape
     pointers = x.data_ptr(), y.data_ptr(), weight.data_ptr(), out.data_ptr()
-    call("add_rms_norm", _name(y.dtype), *pointers, rows, size, eps)
+    call("add_rms_norm", KINDS[y.dtype], *pointers, rows, size, eps)
     return out
 
 
@@ -50,7 +46,7 @@ def rms_norm_backward(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> tu
     size = x.shape[-1]
     pointers = (t.data_ptr() for t in (x, weight, grad, grad_x, grad_weight))
     call(
-        "rms_norm_backward", f"{_name(x.dtype)}_{_name(grad.dtype)}", *pointers, x.numel() // size, size, eps
+        "rms_norm_backward", f"{KINDS[x.dtype]}_{KINDS[grad.dtype]}", *pointers, x.numel() // size, size, eps
     )
     return grad_x, grad_weight
 
@@ -63,7 +59,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     rows, size = gate.shape
     call(
         "swiglu",
-        _name(gate.dtype),
+        KINDS[gate.dtype],
         gate.data_ptr(),
         up.data_ptr(),
         gate.stride(0),
@@ -79,7 +75,7 @@ def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
     grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
     pointers = (t.data_ptr() for t in (gate, up, grad, grad_gate, grad_up))
-    call("swiglu_backward", _name(gate.dtype), *pointers, gate.numel())
+    call("swiglu_backward", KINDS[gate.dtype], *pointers, gate.numel())
     return grad_gate, grad_up
 
 
@@ -91,7 +87,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, sign: float = 1.0) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
     rows, heads, size = x.shape
     pointers = cos.data_ptr(), sin.data_ptr(), out.data_ptr()
-    call("rotary", _name(x.dtype), x.data_ptr(), x.stride(0), *pointers, rows, heads, size // 2, sign)
+    call("rotary", KINDS[x.dtype], x.data_ptr(), x.stride(0), *pointers, rows, heads, size // 2, sign)
     return out
 
 
@@ -99,7 +95,7 @@ def log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Te
     """(M,) normalisers of logits / temperature and (M,) log-probabilities of `targets`, float32 nats."""
     normalisers, chosen = torch.empty(len(logits)), torch.empty(len(logits))
     pointers = (t.data_ptr() for t in (logits, targets, normalisers, chosen))
-    call("log_softmax", _name(logits.dtype), *pointers, *logits.shape, temperature)
+    call("log_softmax", KINDS[logits.dtype], *pointers, *logits.shape, temperature)
     return normalisers, chosen
 
 
@@ -108,7 +104,7 @@ def log_softmax_backward_(
 ) -> Tensor:
     """`logits` overwritten with (onehot - softmax) * grad / temperature; grad (M,) float32."""
     pointers = (t.data_ptr() for t in (logits, targets, normalisers, grad))
-    call("log_softmax_backward", _name(logits.dtype), *pointers, *logits.shape, temperature)
+    call("log_softmax_backward", KINDS[logits.dtype], *pointers, *logits.shape, temperature)
     return logits
 
 
@@ -121,5 +117,5 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
     logits = logits.contiguous()
     ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
     pointers = (t.data_ptr() for t in (logits, uniform, ids, logprobs))
-    call("draw", _name(logits.dtype), *pointers, *logits.shape, temperature)
+    call("draw", KINDS[logits.dtype], *pointers, *logits.shape, temperature)
     return ids, logprobs

@@ -63,7 +63,7 @@ static void attend_newest_at(const Token<Number> *tokens, const Place<Number> *p
         const Token<Number> &token = tokens[i / group];
         Number turned[LONGEST_HEAD];
         turn(token.projected + (head * group + i % group) * size, token.cos, token.sin, turned, size);
-        take(turned, room.queries.at + i * size, size, scale);
+        scaled(turned, room.queries.at + i * size, size, scale);
     }
     std::memset(room.sums.at, 0, many * size * sizeof(float));
     const Queries all{room.queries.at, room.scores.at, room.stride, room.sums.at};
@@ -81,5 +81,5 @@ static void attend_newest_at(const Token<Number> *tokens, const Place<Number> *p
             mix<tile>(all, row * group + start, own(row), size, depth, is_last ? next.keys : static_cast<const Number *>(nullptr));
         });
     for (int64_t i = 0; i < many; i++)
-        put(room.sums.at + i * size, tokens[i / group].out + (head * group + i % group) * size, size, room.scales.at[i]);
+        scaled(room.sums.at + i * size, tokens[i / group].out + (head * group + i % group) * size, size, room.scales.at[i]);
 }

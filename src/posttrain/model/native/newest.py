@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.model.native.attention import KINDS
-from posttrain.model.native.build import call, lanes
+from posttrain.model.native.build import KINDS, call, lanes
 
 _ROWS_TOGETHER = 8
 """Rows of one trunk that read it together: enough to read it seldom, few enough that threads share the work."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from posttrain.model.native.build import LANES, call, library
-from posttrain.model.native.newest import in_blocks
 
 
 def fits(weight: Tensor) -> bool:
@@ -15,13 +14,8 @@ def fits(weight: Tensor) -> bool:
     return is_float32 and len(weight) % LANES == 0 and library() is not None
 
 
-def laid_out(weight: Tensor) -> Tensor:
-    """`weight` (outputs, inputs) in blocks, as `multiply` reads it; the same shape."""
-    return in_blocks(weight)
-
-
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """(A, outputs) = x (A, inputs) @ weight^T, whose rows do not depend on each other to the bit; weight `laid_out`."""
+    """(A, outputs) = x (A, inputs) @ weight^T; weight as `in_blocks`. No bit of a row depends on the other rows."""
     x = x.contiguous()
     outputs, inputs = weight.shape
     out = torch.empty(len(x), outputs)

@@ -26,8 +26,7 @@ class Cache:
         self, shape: Shape, *, dtype: torch.dtype, device: torch.device, plain: bool = False
     ) -> None:
         self._shape, self.dtype, self._device = shape, dtype, device
-        group = shape.num_heads // shape.num_kv_heads
-        self.is_blocked = not plain and fits(dtype, device, head_dim=shape.head_dim, group=group)
+        self.is_blocked = not plain and fits(dtype, device, head_dim=shape.head_dim)
         self.keys = self.values = self._empty(0, 0)
 
     def _empty(self, slots: int, length: int) -> Tensor:

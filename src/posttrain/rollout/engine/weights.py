@@ -11,7 +11,7 @@ from torch import Tensor
 
 from posttrain.model.decoder import Shape
 from posttrain.model.native import product
-from posttrain.model.native.newest import from_blocks
+from posttrain.model.native.newest import from_blocks, in_blocks
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
@@ -43,7 +43,7 @@ class Linear:
     def __init__(self, weight: Tensor, *, rows: int) -> None:
         if product.fits(weight):
             self._weight, self._multiply, self._plain = (
-                product.laid_out(weight),
+                in_blocks(weight),
                 product.multiply,
                 from_blocks,
             )
