@@ -41,26 +41,21 @@ struct Queries {
     float *sums;
 };
 
-// run(tile, start) for whole tiles of `many` queries, then one for the rest
-template <typename Run>
-static inline void in_tiles(int64_t many, Run run) {
-    int64_t start = 0;
-    for (; start + TILE <= many; start += TILE) run(std::integral_constant<int, TILE>{}, start);
-    static_assert(TILE == 6, "a case for each rest");
-    switch (many - start) {
-        case 1: return run(std::integral_constant<int, 1>{}, start);
-        case 2: return run(std::integral_constant<int, 2>{}, start);
-        case 3: return run(std::integral_constant<int, 3>{}, start);
-        case 4: return run(std::integral_constant<int, 4>{}, start);
-        case 5: return run(std::integral_constant<int, 5>{}, start);
-    }
+// run(tile, start) for whole tiles of MOST out of `many`, then one for the rest
+template <int MOST = TILE, typename Run>
+static inline void in_tiles(int64_t many, Run run, int64_t start = 0) {
+    for (; start + MOST <= many; start += MOST) run(std::integral_constant<int, MOST>{}, start);
+    if constexpr (MOST > 1)
+        if (start < many) in_tiles<MOST - 1>(many, run, start);
 }
 
-// scores[q] of BLOCKS x LANES keys
+// scores[q] of BLOCKS x LANES keys; as many numbers from `ahead` on are asked for meanwhile, if that is given
 template <int MANY, int BLOCKS, typename Key>
-static inline void score_blocks(const float *const *queries, const Key *keys, int64_t size, float *const *scores) {
+static inline void score_blocks(const float *const *queries, const Key *keys, int64_t size, float *const *scores, const Key *ahead = nullptr) {
     vf found[BLOCKS][MANY] = {};
     for (int64_t d = 0; d < size; d++) {
+        // a few at a time: more would have to wait for each other
+        if (ahead != nullptr) fetch(ahead + d * BLOCKS * LANES, BLOCKS * LANES);
         vf key[BLOCKS];  // before the queries, of which only one then needs a register
         for (int b = 0; b < BLOCKS; b++) key[b] = load(keys + (b * size + d) * LANES);
         for (int q = 0; q < MANY; q++)
@@ -80,9 +75,8 @@ static inline void score(const Queries &of, int64_t start, const Stretch<Number>
     float *scores[MANY];
     for (int q = 0; q < MANY; q++) queries[q] = of.queries + (start + q) * size;
     auto run = [&](auto blocks, int64_t j) {
-        if (ahead) fetch(over.values + j * size, blocks * LANES * size);
         for (int q = 0; q < MANY; q++) scores[q] = of.scores + (start + q) * of.stride + at + j;
-        score_blocks<MANY, blocks>(queries, over.keys + j * size, size, scores);
+        score_blocks<MANY, blocks>(queries, over.keys + j * size, size, scores, ahead ? over.values + j * size : nullptr);
     };
     int64_t j = 0;
     for (; j + BLOCKS * LANES <= over.count; j += BLOCKS * LANES) run(std::integral_constant<int, BLOCKS>{}, j);
@@ -122,7 +116,7 @@ static inline void mix(const Queries &of, int64_t start, const Stretch<Number> &
         vf first[MANY], second[MANY];
         for (int q = 0; q < MANY; q++) first[q] = load(sums[q] + d), second[q] = load(sums[q] + d + LANES);
         for (int64_t j = 0; j < over.count; j++) {
-            if (next != nullptr && d == 0) fetch(next + j * size, size);
+            if (next != nullptr) fetch(next + j * size + d, 2 * LANES);
             vf a = load(over.values + j * size + d), b = load(over.values + j * size + d + LANES);
             for (int q = 0; q < MANY; q++) {
                 first[q] = add_product(first[q], a, weights[q][j]);
