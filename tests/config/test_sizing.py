@@ -165,8 +165,8 @@ def test_memory_of_a_small_model_by_hand() -> None:
     """H 8, 2 layers, queries 8, keys 4, I 16, V 32; 4 tokens, bfloat16, two micro-batches an update.
 
     Parameters: matrices 64 + 32 + 32 + 64 + 3 * 128 = 576, a layer 576 + 16, all 2 * 592 + 8 + 2 * 256 = 1704.
-    A token in a layer keeps inputs 8 + 8 + 16, queries and twice the output 24, keys and values 8, gate and up
-    32: 96 numbers of 2 bytes; two residuals of 32 bytes; 2 normalisers of 4: 264 bytes.
+    A token in a layer keeps queries and twice the output 24, keys and values 8, gate and up 32: 64 numbers of 2
+    bytes; two residuals of 32 bytes; 2 normalisers of 4: 200 bytes. The largest matrix is 8 * 16.
     After the layers 4 * 8 * (4 + 2), and 3 targets * 8 * 2.
     Projection: cast 512, its gradient 1024 + 512 + 1024, logits of 3 positions 3 * 32 * (4 + 2).
     """
@@ -176,10 +176,9 @@ def test_memory_of_a_small_model_by_hand() -> None:
         "weights": 4 * 1704,
         "moments": 8 * 1704,
         "gradients": 4 * 1704,
-        "weights cast": 2 * 2 * 576,
-        "activations": 2 * 4 * 264 + 192 + 48,
+        "weights cast": 2 * 128,
+        "activations": 2 * 4 * 200 + 192 + 48,
         "logits": 512 + 2560 + 576,
-        "sampler": 2 * 1704,
     }
 
 
@@ -189,10 +188,21 @@ def test_adapters_are_trained_on_frozen_weights_by_hand() -> None:
     parts = stage_memory(load(SFT(data=SOURCE, max_tokens=4, batch_rows=2), lora=lora)).peak.parts
     assert (parts["weights"], parts["moments"], parts["gradients"]) == (2 * 1704 + 448, 896, 448)
     assert "weights cast" not in parts
-    # of the inputs only the one that q and v read is kept
-    assert layer_bytes(SMALL, lora, 2, on_cpu=False) == layer_bytes(SMALL, None, 2, on_cpu=False) - 2 * (
-        8 + 16
-    )
+
+
+def test_inputs_that_a_layer_keeps_by_hand() -> None:
+    """Llama's are made again: none, unless the layer is, and then those that learn: 8 + 8 + 16; q and v read 8."""
+    lora = LoRA(rank=2, targets=["q_proj", "v_proj"])  # type: ignore[arg-type]
+
+    def inputs(shape: ModelShape, given: LoRA | None, recomputed: bool) -> float:
+        none_learn = LoRA(rank=2, targets=["o_proj"])  # type: ignore[arg-type]
+        least = layer_bytes(shape, none_learn, 2, on_cpu=False, recomputed=recomputed)
+        return (layer_bytes(shape, given, 2, on_cpu=False, recomputed=recomputed) - least) / 2
+
+    assert (inputs(SMALL, None, False), inputs(SMALL, lora, False)) == (0, 0)
+    assert (inputs(SMALL, None, True), inputs(SMALL, lora, True)) == (8 + 8 + 16, 8)
+    other = replace(SMALL, family="olmo2")  # its blocks read the residual stream, rounded
+    assert (inputs(other, None, False), inputs(other, lora, False)) == (8 + 8, 8)
 
 
 def test_shards_and_models_beside_the_policy_by_hand() -> None:

@@ -38,9 +38,18 @@ class World:
             self.threads.append(threading.current_thread().name)
             return step, version
 
+    def rest(self) -> None:
+        assert not self.sampling.locked(), "weights taken from a running sampler"
+        self.calls.append(f"rest {self.version}")
+
     def ahead(self, depth: int, num_steps: int = 4, pending=None) -> Ahead:
         return Ahead(
-            depth=depth, num_steps=num_steps, publish=self.publish, sample=self.sample, pending=pending
+            depth=depth,
+            num_steps=num_steps,
+            publish=self.publish,
+            sample=self.sample,
+            rest=self.rest,
+            pending=pending,
         )
 
 
@@ -57,7 +66,7 @@ def test_depth_0_is_on_policy():
     world = World()
     ahead = world.ahead(0)
     assert train(world, ahead, range(4)) == [(0, 0), (1, 1), (2, 2), (3, 3)]
-    assert world.calls == [f"{verb} {step}" for step in range(4) for verb in ("publish", "sample")]
+    assert world.calls == [f"{verb} {step}" for step in range(4) for verb in ("publish", "sample", "rest")]
     assert set(world.threads) == {threading.current_thread().name}
     assert ahead.pending() is None
     ahead.close()
@@ -70,6 +79,7 @@ def test_depth_1_is_one_step_stale_and_no_more():
     assert train(world, ahead, range(4)) == [(0, 0), (1, 0), (2, 1), (3, 2)]
     ahead.close()
     assert [call for call in world.calls if call.startswith("sample")] == [f"sample {i}" for i in range(4)]
+    assert not any(call.startswith("rest") for call in world.calls), "it may be sampling still"
     assert len(set(world.threads)) == 2
 
 

@@ -46,6 +46,9 @@ class Echo:
     def load(self, weights, *, version):
         raise AssertionError("collect loads nothing")
 
+    def unload(self):
+        raise AssertionError("collect unloads nothing")
+
 
 @pytest.fixture
 def register(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import weakref
 
 import pytest
 import torch
@@ -109,6 +110,24 @@ def test_weights_cannot_change_while_requests_run(policy, requests):
     engine.cancel(handle)
     engine.load(weights, version=1)
     assert engine.version == 1
+
+
+def test_weights_can_be_given_back(policy, requests):
+    """What a learner has room for while nothing is sampled; loaded again, all is as it was."""
+    engine = policy.engine()
+    weights = policy.model.state_dict()
+    expected = engine.generate(requests[:2], SAMPLED)
+    held = weakref.ref(engine._weights.embedding)
+    engine.unload()
+    assert held() is None
+    handle = engine.submit(requests[0], SAMPLED)
+    with pytest.raises(RuntimeError, match="load weights"):
+        engine.step()
+    with pytest.raises(RuntimeError, match="running"):
+        engine.unload()
+    engine.cancel(handle)
+    engine.load(weights, version=0)
+    assert engine.generate(requests[:2], SAMPLED) == expected
 
 
 def test_an_engine_without_weights_says_so(policy, requests):

@@ -89,6 +89,9 @@ class Scripted:
     def load(self, weights: Mapping[str, torch.Tensor], *, version: int) -> None:
         self.versions.append(version)
 
+    def unload(self) -> None:
+        """What it would drop it never had."""
+
 
 @pytest.fixture
 def plain_learner(tiny_llama_dir) -> Callable[..., PlainLearner]:

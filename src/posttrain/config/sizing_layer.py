@@ -14,18 +14,23 @@ CHUNK_ROWS = 512
 """Positions whose logits exist at once (`model/logprobs.py`)."""
 
 
-def layer_bytes(shape: ModelShape, lora: LoRA | None, width: int, *, on_cpu: bool) -> float:
+def layer_bytes(
+    shape: ModelShape, lora: LoRA | None, width: int, *, on_cpu: bool, recomputed: bool = False
+) -> float:
     """Of one token in one layer, kept from the forward to the backward pass.
 
-    A projection's input is kept where its weight or its adapter learns; queries, keys, values and what
-    attention gives always are, and both halves of the gated product.
+    Queries, keys, values and what attention gives always are, and both halves of the gated product. Other inputs of
+    projections are made again (`model/remade.py`), but for those of OLMo 2's blocks, which are the residual stream
+    itself; in a layer that is `recomputed` as a whole all are kept where a weight or an adapter learns.
     """
     hidden, query, key, wide = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
     learns = set(shape.projections) if lora is None else set(lora.targets)
-    inputs = hidden * (
-        bool(learns & {"q_proj", "k_proj", "v_proj"}) + bool(learns & {"gate_proj", "up_proj"})
-    )
-    inputs += wide * ("down_proj" in learns)
+    inputs = 0
+    if recomputed or shape.family == "olmo2":
+        readers = {"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}
+        inputs += hidden * sum(bool(learns & names) for names in readers)
+    if recomputed:
+        inputs += wide * ("down_proj" in learns)
     attention = 2 * query + 2 * key + (0 if on_cpu else query)
     narrow = inputs + attention + 2 * wide
     normalisers = 4 * shape.num_heads
@@ -69,6 +74,5 @@ def layer_scratch(shape: ModelShape, lora: LoRA | None, batch: MicroBatch, width
     if fleet.device.is_cpu:
         # the CPU's kernels: gradients, and in float32 those of keys and what each segment gives to them
         attended = width * (3 * query + 2 * key) + 16 * key
-    largest = max(inputs * outputs for inputs, outputs in shape.projections.values())
-    weight = (4 + width) * largest if lora is None else (8 + width) * largest
+    weight = (4 + width if lora is None else 8 + width) * shape.largest_matrix
     return float(batch.packed_tokens * (2 * 4 * hidden + max(gated, attended)) + weight)

@@ -22,7 +22,7 @@ WIDE = 4
 
 PARTS: Mapping[str, str] = {
     "weights": "what is trained in float32, or frozen under adapters in the compute dtype",
-    "weights cast": "the layers' matrices in the compute dtype, kept for the backward pass or gathered",
+    "weights cast": "the layers' matrices in the compute dtype, one at a time, or gathered",
     "gradients": "float32, of what is trained",
     "moments": "AdamW's two, float32, of what is trained",
     "activations": "what the backward pass reads",
@@ -32,7 +32,7 @@ PARTS: Mapping[str, str] = {
     "value model": "PPO's second model with its gradients and moments, and the reward model if it scores",
     "sampler": "the generator's own copy of the weights",
     "KV cache": "keys and values of the completions in the making",
-    "copies": "the sampler's next weights, or those that adapters are merged into to be saved",
+    "copies": "weights that adapters are merged into to be saved",
     "process": "interpreter and libraries, or the GPU's context",
     "allocator": "what the allocator holds beyond blocks in use",
 }
@@ -128,14 +128,15 @@ def stage_memory(load: Load) -> StageMemory:
     settings = load.settings
     rejection = None if isinstance(settings, GRPO | PPO) else settings.rejection
     sampler = sampler_size(load.shape, settings, load.runtime, load.width, load.fleet)
-    held = _lasting(load) | {"sampler": sampler.weights}
+    held, weights = _lasting(load), {"sampler": sampler.weights}
     phases = _learning(load, held, sampler)
     if isinstance(settings, GRPO | PPO) or isinstance(rejection, Rejection):
-        before: dict[str, float] = held if rejection is None else {"sampler": sampler.weights}
-        phases.append(Phase("sampling", before | {"KV cache": sampler.cache, "scratch": sampler.scratch}))
+        before: dict[str, float] = held if rejection is None else {}
+        sampling = before | weights | {"KV cache": sampler.cache, "scratch": sampler.scratch}
+        phases.append(Phase("sampling", sampling))
     if load.fleet.count == 1:
         if not load.trains_scores:
-            phases.append(Phase("publishing", held | {"copies": sampler.weights}))
+            phases.append(Phase("publishing", held | weights))
         if load.fleet.device.is_cpu and load.lora is not None:
             size = load.shape.body_parameters if load.trains_scores else load.shape.parameters
             phases.append(Phase("saving", held | {"copies": float(WIDE * size)}))
@@ -168,18 +169,20 @@ def _learning(load: Load, held: dict[str, float], sampler: SamplerSize) -> list[
     """The two moments at which a forward and backward pass holds most."""
     shape, batch, width, lora = load.shape, load.batch, load.width, load.lora
     recomputes, scores = load.runtime.gradient_checkpointing, load.trains_scores
-    layer = layer_bytes(shape, lora, width, on_cpu=load.fleet.device.is_cpu) * batch.packed_tokens
+    on_cpu = load.fleet.device.is_cpu
+    layer = layer_bytes(shape, lora, width, on_cpu=on_cpu, recomputed=recomputes) * batch.packed_tokens
     stored = WIDE * shape.hidden * batch.packed_tokens if recomputes else layer
     gradients = WIDE * load.trained / load.fleet.count
     if getattr(load.settings, "generate_ahead", 0):
-        held = held | {"KV cache": sampler.cache}
+        # else the generator has no weights while its policy learns
+        held = held | {"sampler": sampler.weights, "KV cache": sampler.cache}
     embedding = WIDE * shape.embedding_parameters if lora is None else 0.0
     at_head = held | {
         "weights cast": _cast(load),
         "activations": shape.num_layers * stored + hidden_bytes(shape, batch, width, scores=scores),
         "logits": 0.0
         if scores
-        else projection_bytes(shape, batch, width, trained=lora is None, on_cpu=load.fleet.device.is_cpu),
+        else projection_bytes(shape, batch, width, trained=lora is None, on_cpu=on_cpu),
         "scratch": 0.0,
     }
     in_layer = at_head | {
@@ -188,7 +191,7 @@ def _learning(load: Load, held: dict[str, float], sampler: SamplerSize) -> list[
         "scratch": (layer if recomputes else 0.0) + layer_scratch(shape, lora, batch, width, load.fleet),
     }
     at_end = held | {
-        "weights cast": _cast(load, layers=1),
+        "weights cast": _cast(load),
         "gradients": gradients,
         "activations": layer,
         "logits": embedding * (2 if shape.tied and not scores else 1) if load.fleet.count == 1 else 0.0,
@@ -199,8 +202,8 @@ def _learning(load: Load, held: dict[str, float], sampler: SamplerSize) -> list[
     return [Phase("learning", largest), Phase("learning's end", at_end)]
 
 
-def _cast(load: Load, *, layers: int | None = None) -> float:
-    """Matrices in the compute dtype: all layers' on one device, two layers' and the ends' where they are gathered."""
+def _cast(load: Load) -> float:
+    """Matrices in the compute dtype: one, or a recomputed layer's; two layers' and the ends' where they are gathered."""
     shape, width = load.shape, load.width
     if load.fleet.count > 1:
         ends = shape.embedding_parameters * (1 if shape.tied or load.trains_scores else 2)
@@ -208,9 +211,8 @@ def _cast(load: Load, *, layers: int | None = None) -> float:
         return width * (2 * shape.layer_parameters + ends) + reduced
     if width == WIDE or load.lora is not None:
         return 0.0
-    if layers is None:
-        layers = 1 if load.runtime.gradient_checkpointing else shape.num_layers
-    return float(width * shape.matrix_parameters * layers)
+    recomputes = load.runtime.gradient_checkpointing
+    return float(width * (shape.matrix_parameters if recomputes else shape.largest_matrix))
 
 
 def _with_overhead(phase: Phase, load: Load) -> Phase:

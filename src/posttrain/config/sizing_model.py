@@ -81,6 +81,11 @@ class ModelShape:
             "down_proj": (wide, hidden),
         }
 
+    @property
+    def largest_matrix(self) -> int:
+        """Parameters of a layer's largest matrix."""
+        return max(inputs * outputs for inputs, outputs in self.projections.values())
+
     def adapter_parameters(self, lora: LoRA) -> int:
         """Of the adapters on all layers (arXiv:2106.09685): rank x (inputs + outputs) each."""
         return self.num_layers * lora.rank * sum(sum(self.projections[name]) for name in lora.targets)

@@ -11,8 +11,9 @@ Left out: dropout, attention biases of other families, sliding windows; such mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from posttrain.errors import ModelError
 from posttrain.model.attention import Layout, attention
 from posttrain.model.lora import adapted_linear
 from posttrain.model.ops import rms_norm, rotary, swiglu
+from posttrain.model.remade import Remade, not_kept
 from posttrain.model.tree import plant
 
 FAMILIES = ("llama", "olmo2")
@@ -136,10 +138,20 @@ class Decoder:
         x = x.index_select(0, places)
         return rms_norm(x, self.module.model.norm.weight, self.shape.norm_eps, self.compute_dtype)
 
-    def _linear(self, x: Tensor, projection: Any) -> Tensor:
-        if type(projection) is nn.Linear:
-            return F.linear(x, projection.weight.to(self.compute_dtype))
-        return adapted_linear(x, projection)
+    def _linear(self, x: Tensor, projection: Any, *remade: Remade) -> Tensor:
+        """`projection` of x; the backward pass makes x again where `remade` is given."""
+        if type(projection) is not nn.Linear:
+            with not_kept(remade):
+                return adapted_linear(x, projection)
+        weight = projection.weight.to(self.compute_dtype)
+        if weight is not projection.weight:
+            remade += self._remade(weight, partial(_cast, projection.weight, self.compute_dtype))
+        with not_kept(remade):
+            return F.linear(x, weight)
+
+    def _remade(self, value: Tensor, make: Callable[[], Tensor]) -> tuple[Remade, ...]:
+        # where whole layers are computed again there is nothing to save
+        return () if self.gradient_checkpointing else (Remade(value, make),)
 
     def _layer(self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
         eps, narrow = self.shape.norm_eps, self.compute_dtype
@@ -148,15 +160,22 @@ class Decoder:
             x = x + rms_norm(attended, layer.post_attention_layernorm.weight, eps)
             mixed = self._mlp(layer.mlp, x.to(narrow))
             return x + rms_norm(mixed, layer.post_feedforward_layernorm.weight, eps)
-        normed = rms_norm(x, layer.input_layernorm.weight, eps, narrow)
-        x = x + self._attention(layer.self_attn, normed, cos, sin, layout)
-        normed = rms_norm(x, layer.post_attention_layernorm.weight, eps, narrow)
-        return x + self._mlp(layer.mlp, normed)
+        normed, *remade = self._entering(x, layer.input_layernorm.weight)
+        x = x + self._attention(layer.self_attn, normed, cos, sin, layout, *remade)
+        normed, *remade = self._entering(x, layer.post_attention_layernorm.weight)
+        return x + self._mlp(layer.mlp, normed, *remade)
 
-    def _attention(self, attn: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+    def _entering(self, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
+        """What a Llama block reads of the residual stream."""
+        args = self.shape.norm_eps, self.compute_dtype
+        normed = rms_norm(x, weight, *args)
+        return normed, *self._remade(normed, partial(rms_norm, x.detach(), weight.detach(), *args))
+
+    def _attention(
+        self, attn: Any, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, *remade: Remade
+    ) -> Tensor:
         shape = self.shape
-        query, key = self._linear(x, attn.q_proj), self._linear(x, attn.k_proj)
-        value = self._linear(x, attn.v_proj)
+        query, key, value = (self._linear(x, p, *remade) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
         if shape.family == "olmo2":
             query = rms_norm(query, attn.q_norm.weight, shape.norm_eps)
             key = rms_norm(key, attn.k_norm.weight, shape.norm_eps)
@@ -165,7 +184,13 @@ class Decoder:
         value = value.view(-1, shape.num_kv_heads, shape.head_dim)
         return self._linear(attention(query, key, value, layout).flatten(1), attn.o_proj)
 
-    def _mlp(self, mlp: Any, x: Tensor) -> Tensor:
+    def _mlp(self, mlp: Any, x: Tensor, *remade: Remade) -> Tensor:
+        gate, up = (self._linear(x, p, *remade) for p in (mlp.gate_proj, mlp.up_proj))
+        gated = swiglu(gate, up)
         return self._linear(
-            swiglu(self._linear(x, mlp.gate_proj), self._linear(x, mlp.up_proj)), mlp.down_proj
+            gated, mlp.down_proj, *self._remade(gated, partial(swiglu, gate.detach(), up.detach()))
         )
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.detach().to(dtype)

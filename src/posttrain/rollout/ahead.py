@@ -13,7 +13,8 @@ class Ahead(Generic[Rollouts]):
     """Hands out the rollouts of one step after another, sampled `depth` steps before they are asked for.
 
     `publish()` gives the sampler the learner's newest weights; `sample(step)` makes a step's rollouts. They
-    never run at the same time. With depth 0 both run when a step asks, so rollouts are on policy. With depth 1
+    never run at the same time. With depth 0 both run when a step asks, so rollouts are on policy; then `rest()`,
+    after which the sampler holds no weights while the learner works. With depth 1
     a thread samples step t + 1 while the caller trains on step t: those weights lack step t's updates when
     they are used, which is the one-step staleness of Cleanba (arXiv:2310.00036) and the Tülu 3 runs.
     """
@@ -25,12 +26,13 @@ class Ahead(Generic[Rollouts]):
         num_steps: int,
         publish: Callable[[], None],
         sample: Callable[[int], Rollouts],
+        rest: Callable[[], None],
         pending: Rollouts | None = None,
     ) -> None:
         if depth not in (0, 1):
             raise ValueError(f"depth is {depth}; it must be 0 or 1")
         self._depth, self._num_steps = depth, num_steps
-        self._publish, self._sample = publish, sample
+        self._publish, self._sample, self._rest = publish, sample, rest
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollouts") if depth else None
         self._next: Future[Rollouts] | None = None
         if pending is not None:
@@ -41,7 +43,9 @@ class Ahead(Generic[Rollouts]):
         """The rollouts of `step`; with depth 1 the next step's begin before this returns."""
         if self._thread is None:
             self._publish()
-            return self._sample(step)
+            found = self._sample(step)
+            self._rest()
+            return found
         if self._next is None:
             self._publish()
             current = self._sample(step)

@@ -45,3 +45,7 @@ class Sampler(Protocol):
     def load(self, weights: Mapping[str, Tensor], *, version: int) -> None:
         """Copy `weights` (Hugging Face names) in; later completions carry `version`."""
         ...
+
+    def unload(self) -> None:
+        """Give the weights' memory back, to whoever learns; `load` comes before the next request."""
+        ...

@@ -130,6 +130,7 @@ def train_grpo(
         depth=cfg.generate_ahead,
         num_steps=cfg.num_steps,
         publish=lambda: sampler.load(learner.weights(), version=step),
+        rest=sampler.unload,
         sample=partial(sample, supply=supply, sampler=sampler, renderer=renderer, cfg=cfg, seed=seed),
         pending=pending,
     )

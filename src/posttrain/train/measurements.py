@@ -68,7 +68,7 @@ class Measurements:
     ) -> None:
         """Measure the learner after `step` if that is due and not done, and keep its weights if they are wanted.
 
-        `when_idle` returns once nobody else uses the engine; its weights are the learner's afterwards.
+        `when_idle` returns once nobody else uses the engine, which has no weights afterwards.
         """
         if self._settings.keep == step and not self._kept.has(step):
             self._keep(step, learner)
@@ -79,6 +79,7 @@ class Measurements:
         started = time.perf_counter()
         self._work.engine.load(learner.weights(), version=step)
         row: dict[str, Any] = {"step": step, **self._run_benchmarks(step), **self._answer_problems(step)}
+        self._work.engine.unload()
         row["time/measure_seconds"] = time.perf_counter() - started
         if self._settings.keep == "best" and best_step([*rows, row]) == step:
             self._keep(step, learner)

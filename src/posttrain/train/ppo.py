@@ -138,6 +138,7 @@ def train_ppo(
         depth=cfg.generate_ahead,
         num_steps=cfg.num_steps,
         publish=lambda: sampler.load(policy.weights(), version=step),
+        rest=sampler.unload,
         sample=partial(
             sample_step,
             sampler=sampler,

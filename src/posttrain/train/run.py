@@ -93,8 +93,8 @@ class _Run:
             cache_gib=recipe.runtime.sampler_cache_gib,
         )
         self.engine.load(model.state_dict(), version=0)
-        self.held = start
-        """The folder of the policy whose weights the engine has."""
+        self.held: Path | None = start
+        """The folder of the policy whose weights the engine has; None when it has none."""
 
     def go(self) -> None:
         """Base evaluation, every stage, final model, summary, report."""
@@ -183,7 +183,7 @@ class _Run:
         if work is not None and not folder.model.is_dir():
             self._hold(work.start)
             run_stage(work)
-            self.held = folder.model if makes_policy else work.start
+            self.held = folder.model if makes_policy else None
             give_back()
         elif work is not None:
             for left in (folder.checkpoints, folder.kept_weights):  # the model was there first

@@ -99,7 +99,8 @@ class Work:
         return torch.float32 if self.lora is None else self.dtype
 
     def trainable(self, module: PreTrainedModel) -> PreTrainedModel:
-        """`module` as this stage trains it: with adapters if it has any."""
+        """`module` as this stage trains it: with adapters if it has any. The engine's weights make room for it."""
+        self.engine.unload()
         return module if self.lora is None else adapt(module, self.lora, seed=seed_of(self.seed, "lora"))
 
     def learner(self, *, weight_decay: float, temperature: float = 1.0) -> LocalLearner:
@@ -289,6 +290,7 @@ def _references(work: Work, pairs: Sequence[Pair]) -> dict[str, float]:
         found: dict[str, float] = read_json(kept)
         if found.keys() == set(rows):
             return found
+    work.engine.unload()  # not needed until there is a newer policy
     with work.progress.track(f"{work.folder.name} reference", len(rows), unit="rows") as track:
         found = dpo.reference_sums(work.reference(), pairs, max_tokens=work.max_tokens, track=track)
     write_json(kept, found)

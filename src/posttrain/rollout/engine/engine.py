@@ -80,8 +80,7 @@ class Engine:
 
     def load(self, weights: Mapping[str, Tensor], *, version: int) -> None:
         """Copy `weights` in. Refused while requests run: their cached keys belong to the old weights."""
-        if self._samples or self._waiting:
-            raise RuntimeError("weights cannot change while requests are running")
+        self.unload()  # before the new ones: two copies need twice the memory
         self._weights = EngineWeights.of(
             weights, self.shape, dtype=self.dtype, device=self.device, rows=min(64, self.max_rows)
         )
@@ -89,7 +88,13 @@ class Engine:
         if self._may_draft:
             self._drafts = Drafts(self._weights, self.shape, self._angles, self._cache)
         self.version = version
-        self._before = None
+
+    def unload(self) -> None:
+        """Give the weights' memory back; `load` must come before the next request. Refused while requests run."""
+        if self._samples or self._waiting:
+            raise RuntimeError("weights cannot change while requests are running")
+        self._weights = self._drafts = self._before = None
+        self._steps.load(None)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """For each request, in order, one completion per seed, in order."""

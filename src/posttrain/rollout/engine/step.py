@@ -36,8 +36,8 @@ def can_record(device: torch.device) -> bool:
 class Steps(Protocol):
     """What the engine asks for: room in the cache, then steps over it."""
 
-    def load(self, weights: EngineWeights) -> None:
-        """Decode with `weights` from now on."""
+    def load(self, weights: EngineWeights | None) -> None:
+        """Decode with `weights` from now on; None drops those there are."""
         ...
 
     def reserve(self, rows: int, length: int, *, longest: int, most_rows: Callable[[], int]) -> None:
@@ -71,8 +71,8 @@ class PlainSteps:
         self._shape, self._angles, self._cache, self._device = shape, angles, cache, device
         self._weights: EngineWeights | None = None
 
-    def load(self, weights: EngineWeights) -> None:
-        """Decode with `weights` from now on."""
+    def load(self, weights: EngineWeights | None) -> None:
+        """Decode with `weights` from now on; None drops those there are."""
         self._weights = weights
 
     def reserve(self, rows: int, length: int, *, longest: int, most_rows: Callable[[], int]) -> None:
@@ -125,8 +125,8 @@ class SteadySteps:
         self._sizes: dict[tuple[int, int], _Size] = {}
         self._stream = torch.cuda.Stream(device) if can_record(device) else None
 
-    def load(self, weights: EngineWeights) -> None:
-        """Decode with `weights` from now on; graphs read the old ones, so they go."""
+    def load(self, weights: EngineWeights | None) -> None:
+        """Decode with `weights` from now on, None drops those there are; graphs read the old ones, so they go."""
         self._weights = weights
         self._sizes.clear()
 
