@@ -203,7 +203,7 @@ def _learning(load: Load, held: dict[str, float], sampler: SamplerSize) -> list[
 
 
 def _cast(load: Load) -> float:
-    """Matrices in the compute dtype: one, or a recomputed layer's; two layers' and the ends' where they are gathered."""
+    """Matrices in the compute dtype: one, or a recomputed layer's; two layers' and the ends' where gathered."""
     shape, width = load.shape, load.width
     if load.fleet.count > 1:
         ends = shape.embedding_parameters * (1 if shape.tied or load.trains_scores else 2)
