@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -210,11 +211,29 @@ def test_every_row_once_within_the_bound_and_units_never_parted(shapes, max_toke
             assert unit[0] % together == 0
 
 
-def test_no_two_neighbouring_groups_would_fit_in_one():
-    rows = rows_of(5, 30, 7, 7, 12, 40, 3)
-    groups = micro_batches(rows, 40)
-    sizes = [sum(len(rows[i].ids) for i in group) for group in groups]
-    assert all(one + len(rows[later[0]].ids) > 40 for one, later in zip(sizes, groups[1:], strict=False))
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(1, 90))
+def test_groups_are_few_and_then_even(lengths, max_tokens):
+    """Against every way to cut the rows, which share nothing, into runs: the fewest, and of those the least largest."""
+    rows = rows_of(*lengths)
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].ids, i))
+
+    def sizes(groups) -> list[int]:
+        return [sum(lengths[i] for i in group) for group in groups]
+
+    ways = [
+        [order[start:end] for start, end in pairwise([0, *cuts, len(order)])]
+        for count in range(len(order))
+        for cuts in combinations(range(1, len(order)), count)
+    ]
+    allowed = [
+        way
+        for way in ways
+        if all(len(group) == 1 or size <= max_tokens for group, size in zip(way, sizes(way), strict=True))
+    ]
+    fewest = min(len(way) for way in allowed)
+    least = min(max(sizes(way)) for way in allowed if len(way) == fewest)
+    found = micro_batches(rows, max_tokens)
+    assert (len(found), max(sizes(found))) == (fewest, least)
 
 
 def test_a_shared_prompt_counts_once():

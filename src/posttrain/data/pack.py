@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +57,7 @@ def micro_batches(
 ) -> list[list[int]]:
     """Row indices in groups of at most `max_tokens` tokens to compute, rows that begin alike together.
 
-    A start that rows of a group share is computed once (`model/tree.py`) and but for its last few tokens
+    There are as few groups as that allows, as even as can be: the largest decides how much memory a step takes. A start that rows of a group share is computed once (`model/tree.py`) and but for its last few tokens
     counts once. `together` rows in a row (a preference pair, say) are never parted. A unit longer than
     `max_tokens` stands alone. With `rows`, groups are of that many rows in the given order instead, for
     recipes whose loss depends on it.
@@ -67,19 +69,36 @@ def micro_batches(
         return [list(range(start, min(start + rows, count))) for start in range(0, count, rows)]
     units = [range(start, start + together) for start in range(0, count, together)]
     units.sort(key=lambda unit: (sequences[unit[0]].ids, unit[0]))
-    groups: list[list[int]] = []
-    used, before = 0, None
+    sizes = _sizes(sequences, units)
+    fewest = len(_split(sizes, max_tokens))
+    even = range(sum(after for _, after in sizes) // max(1, fewest), max_tokens)
+    bound = even.start + bisect_left(even, True, key=lambda most: len(_split(sizes, most)) <= fewest)
+    return [[i for unit in units[part] for i in unit] for part in _split(sizes, min(bound, max_tokens))]
+
+
+def _sizes(sequences: Sequence[Row], units: Sequence[range]) -> list[tuple[int, int]]:
+    """Tokens to compute of each unit: as the first of a group, and after the unit before it."""
+    found = []
+    before: np.ndarray | None = None
     for unit in units:
         first, *others = (np.asarray(sequences[i].ids) for i in unit)
-        inside = sum(len(other) - _shared(first, other) for other in others)
-        fresh = len(first) - (0 if before is None else _shared(before, first))
-        if not groups or used + fresh + inside > max_tokens:
-            groups.append([])
-            used, fresh = 0, len(first)
-        groups[-1] += unit
-        used += fresh + inside
+        alone = len(first) + sum(len(other) - _shared(first, other) for other in others)
+        found.append((alone, alone - (0 if before is None else _shared(before, first))))
         before = first
-    return groups
+    return found
+
+
+def _split(sizes: Sequence[tuple[int, int]], most: int) -> list[slice]:
+    """Units in a row, as many as come to at most `most` tokens; a larger one alone."""
+    starts: list[int] = []
+    used = 0
+    for place, (alone, after) in enumerate(sizes):
+        if not starts or used + after > most:
+            starts.append(place)
+            used = alone
+        else:
+            used += after
+    return [slice(start, end) for start, end in pairwise([*starts, len(sizes)])]
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:
