@@ -57,10 +57,10 @@ def micro_batches(
 ) -> list[list[int]]:
     """Row indices in groups of at most `max_tokens` tokens to compute, rows that begin alike together.
 
-    There are as few groups as that allows, as even as can be: the largest decides how much memory a step takes. A start that rows of a group share is computed once (`model/tree.py`) and but for its last few tokens
-    counts once. `together` rows in a row (a preference pair, say) are never parted. A unit longer than
-    `max_tokens` stands alone. With `rows`, groups are of that many rows in the given order instead, for
-    recipes whose loss depends on it.
+    There are as few groups as that allows, as even as can be: the largest decides how much memory a step takes. A
+    start that rows of a group share is computed once (`model/tree.py`) and but for its last few tokens counts once.
+    `together` rows in a row (a preference pair, say) are never parted. A unit longer than `max_tokens` stands alone.
+    With `rows`, groups are of that many rows in the given order instead, for recipes whose loss depends on it.
     """
     count = len(sequences)
     if count % together:
