@@ -57,12 +57,13 @@ def workload(stage: str, *, scale: float, device: str) -> dict[str, Any]:
     }
 
 
-def ours(stage: str, work: dict[str, Any], device: str) -> Contestant:
-    """This package, as `posttrain run` does it."""
+def ours(stage: str, work: dict[str, Any], device: str, max_tokens: int | None = None) -> Contestant:
+    """This package, as `posttrain run` does it; with micro-batches of `max_tokens` if that is given."""
     settings = work | {"stage": stage, "model": model_folder(), "dtype": "auto", "device": device}
-    settings |= MEMORY[device]
+    settings |= MEMORY[device] | ({} if max_tokens is None else {"max_tokens": max_tokens})
+    note = "as shipped" if max_tokens is None else f"runtime.max_tokens_per_micro_batch={max_tokens}"
     spin = {"GOMP_SPINCOUNT": "10000"}
-    return Contestant("posttrain", "train_posttrain.py", settings, "as shipped", environment=spin)
+    return Contestant("posttrain", "train_posttrain.py", settings, note, environment=spin)
 
 
 def candidates(stage: str, work: dict[str, Any], device: str) -> list[Contestant]:
@@ -90,11 +91,13 @@ def limit_of(stage: str, device: str) -> dict[str, Any] | None:
     return matrix_limit(folder, precision(device), device=device, flop_per_parameter=TRAINED)
 
 
-def measure(stage: str, *, scale: float, runs: int, device: str) -> dict[str, Any]:
+def measure(
+    stage: str, *, scale: float, runs: int, device: str, max_tokens: int | None = None
+) -> dict[str, Any]:
     """The stage's figures: TRL's settings each once by themselves, then the fastest of them against ours."""
     work, figure = workload(stage, scale=scale, device=device), FIGURES[stage]
     best, tried = audition(candidates(stage, work, device))
-    found = race([ours(stage, work, device), *([best] if best else [])], runs=runs)
+    found = race([ours(stage, work, device, max_tokens), *([best] if best else [])], runs=runs)
     limit = limit_of(stage, device)
     amount = (found["posttrain"].get("median") or {}).get(figure)
     for contestant in found.values():
@@ -124,12 +127,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--stages", default="sft,dpo,grpo")
+    parser.add_argument(
+        "--max-tokens", type=int, help="tokens of our micro-batches: fewer take less memory and more time"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="below 1 for a quick look")
     args = arguments(parser, "training")
     rows: dict[str, Any] = {}
     for stage in args.stages.split(","):
         print(stage)
-        rows[stage] = measure(stage, scale=args.scale, runs=args.runs, device=args.device)
+        rows[stage] = measure(
+            stage, scale=args.scale, runs=args.runs, device=args.device, max_tokens=args.max_tokens
+        )
         print(f"  {rows[stage]['ratios']}")
         write(args.out, rows, device=args.device)  # after each stage: the next may take an hour
 
