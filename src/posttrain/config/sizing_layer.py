@@ -60,8 +60,8 @@ def projection_bytes(
     forward = width * chunk if on_cpu else 2 * 4 * chunk
     if not trained:
         return float(cast + forward)
-    # the sum, a chunk's share of it, and that share widened to be added
-    gradient = 4 * weight + width * weight + (4 * weight if narrow else 0)
+    # the sum; in bfloat16 a chunk's share beside it, and that share widened to be added
+    gradient = 4 * weight + ((width + 4) * weight if narrow else 0)
     backward = width * chunk if on_cpu else 4 * chunk + (width * chunk if narrow else 0)
     return float(cast + max(forward, gradient + backward))
 
