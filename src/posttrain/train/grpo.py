@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,7 +135,7 @@ def train_grpo(
         sample=partial(sample, supply=supply, sampler=sampler, renderer=renderer, cfg=cfg, seed=seed),
         pending=pending,
     )
-    try:
+    with closing(ahead):
         while step < cfg.num_steps:
             started = time.perf_counter()
             sampled = ahead.take(step)
@@ -161,8 +162,6 @@ def train_grpo(
             if measurements is not None:
                 measurements.take_if_due(step, learner, when_idle=ahead.pending)
             checkpoints.save_if_due(step, lambda: _state(learner, supply, reference, ahead))
-    finally:
-        ahead.close()
 
 
 def _state(

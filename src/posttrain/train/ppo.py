@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,7 @@ def train_ppo(
         ),
         pending=pending,
     )
-    try:
+    with closing(ahead):
         while step < cfg.num_steps:
             started = time.perf_counter()
             sampled = ahead.take(step)
@@ -170,8 +171,6 @@ def train_ppo(
             if measurements is not None:
                 measurements.take_if_due(step, policy, when_idle=ahead.pending)
             checkpoints.save_if_due(step, lambda: _state(policy, value, order, ahead))
-    finally:
-        ahead.close()
 
 
 def _restore(
