@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from posttrain.errors import CheckpointError, RecipeError
+from posttrain.rollout.engine import Engine
+from posttrain.runtime.local import LocalLearner
 
 STAGES = ["00-base", "01-sft", "02-dpo", "03-grpo"]
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -264,3 +266,24 @@ def test_without_evaluation(run_tiny, tmp_path, recipe_files):
     summary = read(folder / "summary.json")
     assert summary["gain"] is None and {entry["mean_score"] for entry in summary["stages"]} == {None}
     assert not list(folder.glob("stages/*/eval/heldout.jsonl"))
+
+
+def test_the_sampler_holds_no_weights_while_a_policy_learns(run_tiny, tmp_path, monkeypatch):
+    """In every stage, at every pass; and it had some before, or there would be nothing to give back."""
+    engines, had, during = [], [], []
+
+    def loaded(engine: Engine, *args, **kwargs) -> None:
+        load(engine, *args, **kwargs)
+        engines[:] = [engine]
+        had.append(engine._weights is not None)
+
+    def learned(learner: LocalLearner, *args) -> dict:
+        during.append(engines[0]._weights)
+        return forward_backward(learner, *args)
+
+    load, forward_backward = Engine.load, LocalLearner.forward_backward
+    monkeypatch.setattr(Engine, "load", loaded)
+    monkeypatch.setattr(LocalLearner, "forward_backward", learned)
+    run_tiny(tmp_path / "run", "evaluation=null", "stages.2.grpo.steps=2", "stages.1.dpo.epochs=1")
+    assert had and all(had)
+    assert len(during) > 4 and not any(during)

@@ -21,7 +21,9 @@ from posttrain.config.chain import (
     start_of,
 )
 from posttrain.config.load import dump_recipe
+from posttrain.config.parts import Rejection
 from posttrain.config.recipe import Recipe
+from posttrain.config.sizing_sampler import sampling_of
 from posttrain.data.gather import gather_preferences, gather_problems, identity
 from posttrain.data.render import Renderer
 from posttrain.errors import CheckpointError
@@ -181,7 +183,8 @@ class _Run:
         started = time.monotonic()
         makes_policy = work is None or work.stage.kind != REWARD_MODEL
         if work is not None and not folder.model.is_dir():
-            self._hold(work.start)
+            if isinstance(sampling_of(work.stage.settings), Rejection):
+                self._hold(work.start)  # it samples before it learns; the others load what they sample with
             run_stage(work)
             self.held = folder.model if makes_policy else None
             give_back()
