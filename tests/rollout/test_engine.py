@@ -13,7 +13,7 @@ from scipy import stats
 from posttrain.data.pack import collate
 from posttrain.errors import RecipeError
 from posttrain.records import Message, Problem, Rollout, Score
-from posttrain.rollout.engine.draw import uniforms
+from posttrain.rollout.engine.draw import noise, uniforms
 from posttrain.rollout.sampler import Request, Sampling
 from posttrain.runtime.local import LocalLearner
 from posttrain.train.credit import completion_row
@@ -149,12 +149,13 @@ def test_the_same_seed_gives_other_prompts_other_tokens_and_repeats_itself(polic
 
 @pytest.mark.parametrize("seed", [0, 2**62, 2**63 - 1])
 def test_seeds_of_63_bits(policy, seed):
-    """The first token is the inverse of the cumulative distribution at the stream's first number."""
+    """The first token is the first to arrive by the stream's first noise."""
     prompt = (44, 45, 46)
     (completion,) = policy.engine().generate([Request(prompt, (seed,))], Sampling(max_new_tokens=1))[0]
-    cumulative = policy.logprobs(prompt)[-1].exp().cumsum(0)
-    point = uniforms(np.array([seed], np.uint64), np.zeros(1, np.uint64))[0]
-    assert completion.ids[0] == int((cumulative <= point).sum())
+    likely = policy.logprobs(prompt)[-1].exp()
+    bits = torch.from_numpy(noise(np.array([seed], np.uint64), np.zeros(1, np.uint64)))
+    times = -torch.log1p(-uniforms(bits, len(likely))[0]) / likely
+    assert completion.ids[0] == int(times.argmin())
 
 
 def test_different_settings_in_one_batch(policy, requests):

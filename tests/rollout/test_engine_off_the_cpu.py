@@ -52,7 +52,7 @@ def test_prefill(policy, weights):
 @pytest.mark.parametrize("rows", [1, 40])
 def test_drawing(sampling, rows):
     logits = torch.empty(rows, 608, dtype=torch.bfloat16, device=META)
-    found = draw(logits, sampling, torch.from_numpy(np.zeros(rows, np.float32)).to(META))
+    found = draw(logits, sampling, torch.from_numpy(np.zeros(rows, np.int64)).to(META))
     assert [(x.shape, x.device) for x in found] == [((rows,), META)] * 2
 
 

@@ -65,14 +65,14 @@ static void normalise(const X *x, const float *weight, int64_t size, float eps, 
     for (int64_t i = 0; i < size; i += LANES) store(out + i, weight == nullptr ? load(x + i) : load(x + i) * by * load(weight + i));
 }
 
-// `count` tokens after `first`, the newest of slot 0 at place length - 1; ids[i] is drawn by uniforms[i], or the likeliest
+// `count` tokens after `first`, the newest of slot 0 at place length - 1; ids[i] is drawn by noise[i], or the likeliest
 // if the temperature is 0. embedding is (vocab, hidden); cos and sin (count, head / 2) from that place on; keys and values
 // are the whole cache, (layers, slots, ...), whose places from length - 1 on are written, `depth` tokens fewer: these lie in
 // the trunk, as attend_newest has it.
 template <typename Number>
 static void draft_tokens(const Layer *layers, const Matrix *head, const float *norm, const Number *embedding,
                          const Sizes *sizes, const Number *cos, const Number *sin, Number *keys, Number *values,
-                         const Number *trunk_keys, const Number *trunk_values, int64_t depth, const float *uniforms,
+                         const Number *trunk_keys, const Number *trunk_values, int64_t depth, const int64_t *noise,
                          int64_t first, int64_t length, int64_t count, int64_t *ids, float temperature, float eps, int threads) {
     const Sizes n = *sizes;
     const int64_t width = (n.heads + 2 * n.kv_heads) * n.head, attended = n.heads * n.head, deep = n.kv_heads * n.head;
@@ -125,7 +125,7 @@ static void draft_tokens(const Layer *layers, const Matrix *head, const float *n
             normalise(stream.at, norm, n.hidden, eps, entering.at);
             multiply(*head, n.vocab, entering.at, n.hidden, logits);
 #pragma omp single
-            ids[i] = (temperature > 0 ? draw_by(logits, uniforms[i], n.vocab, temperature) : likeliest_of(logits, n.vocab)).id;
+            ids[i] = (temperature > 0 ? draw_by(logits, noise[i], n.vocab, temperature) : likeliest_of(logits, n.vocab)).id;
         }
     }
 }

@@ -110,22 +110,22 @@ class Copy:
         self,
         newest: int,
         length: int,
-        uniforms: np.ndarray,
+        noise: np.ndarray,
         temperature: float,
         angles: tuple[Tensor, Tensor],
         keys: Tensor,
         values: Tensor,
         trunk: Trunk | None,
     ) -> list[int]:
-        """A token for each of `uniforms` (float32) after `newest`, number `length` of the sample in slot 0.
+        """A token for each of `noise` (int64) after `newest`, number `length` of the sample in slot 0.
 
         angles are cos and sin (count, 1, D/2) from `newest` on; keys and values (layers, slots, kv_heads, capacity,
         D) are a blocked cache of the embedding's type, which holds what follows the trunk and is written to from
         token `length` on. Temperature 0 takes the likeliest.
         """
-        count = len(uniforms)
+        count = len(noise)
         ids = np.empty(count, np.int64)
-        uniforms = np.ascontiguousarray(uniforms, np.float32)
+        noise = np.ascontiguousarray(noise, np.int64)
         self._sizes[-2:] = keys.shape[1], keys.shape[3]
         cos, sin = (angle.contiguous() for angle in angles)
         own = (
@@ -136,7 +136,7 @@ class Copy:
         )
         given = (tensor.data_ptr() for tensor in (cos, sin, keys, values))
         start = (0, 0, 0) if trunk is None else (trunk.keys.data_ptr(), trunk.values.data_ptr(), trunk.depth)
-        places = *own, self._sizes.ctypes.data, *given, *start, uniforms.ctypes.data
+        places = *own, self._sizes.ctypes.data, *given, *start, noise.ctypes.data
         counts = newest, length, count
         kind = KINDS[self._embedding.dtype]
         call("draft_tokens", kind, *places, *counts, ids.ctypes.data, temperature, self._eps)

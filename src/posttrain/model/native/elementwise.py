@@ -108,14 +108,14 @@ def log_softmax_backward_(
     return logits
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(A,) ids from softmax(logits / temperature) by one uniform number each, and their log-probabilities (nats).
+def draw(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(A,) ids from softmax(logits / temperature) by 64 random bits each, and their log-probabilities (nats).
 
-    logits is (A, V), uniform (A,) float32 in [0, 1). Temperature 0 takes the first of the likeliest, and
-    its log-probability at temperature 1.
+    logits is (A, V), noise (A,) int64. Temperature 0 takes the first of the likeliest, and its log-probability
+    at temperature 1.
     """
     logits = logits.contiguous()
     ids, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
-    pointers = (t.data_ptr() for t in (logits, uniform, ids, logprobs))
+    pointers = (t.data_ptr() for t in (logits, noise, ids, logprobs))
     call("draw", KINDS[logits.dtype], *pointers, *logits.shape, temperature)
     return ids, logprobs

@@ -93,6 +93,19 @@ static inline vf choose(vi mask, vf yes, vf no) {
     vi a = reinterpret_cast<vi &>(yes), b = reinterpret_cast<vi &>(no), c = (a & mask) | (b & ~mask);
     return reinterpret_cast<vf &>(c);
 }
+// whether a comparison holds in some lane
+static inline bool any(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i &>(mask), reinterpret_cast<__m512i &>(mask)) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_epi8(reinterpret_cast<__m256i &>(mask)) != 0;
+#else
+    int32_t found = 0;
+    for (int lane = 0; lane < LANES; lane++) found |= mask[lane];
+    return found != 0;
+#endif
+}
+
 static inline vf larger(vf a, vf b) { return choose(a > b, a, b); }
 
 // Halves are folded together until one lane is left.

@@ -1,7 +1,7 @@
 """Tokens guessed ahead for a sample that runs alone, by a copy of the model with 8-bit matrices.
 
 One row at a time is as fast as memory brings the weights. So a copy of half the size draws the next few tokens, by the
-very uniform numbers that will draw the real ones, and the model then takes all of them in one pass. What is kept is
+very noise that will draw the real ones, and the model then takes all of them in one pass. What is kept is
 what it draws itself, so the result is that of plain decoding to the bit (speculative decoding, arXiv:2211.17192, with
 common random numbers in place of its acceptance rule).
 """
@@ -44,21 +44,21 @@ class Drafts:
         return cache.is_blocked and Copy.fits(int(config.hidden_size), int(config.intermediate_size))
 
     def guess(
-        self, newest: int, length: int, trunk: Trunk | None, uniforms: np.ndarray, temperature: float
+        self, newest: int, length: int, trunk: Trunk | None, noise: np.ndarray, temperature: float
     ) -> list[int]:
-        """Tokens that may follow `newest`, at most one for each of `uniforms` (float32), which will draw them.
+        """Tokens that may follow `newest`, at most one for each of `noise` (int64), which will draw them.
 
         `length` counts the sample's tokens with `newest`, those of `trunk` too; the cache has room for the guesses,
         and what it holds of the sample from `newest` on is overwritten.
         """
         self._steps_alone += 1
-        count = min(len(uniforms), worthwhile(self._right / self._tried))
+        count = min(len(noise), worthwhile(self._right / self._tried))
         if self._steps_alone <= _WORTH or not count:
             return []
         self._copy = self._copy or _copied(self._weights, self._shape)
         angles = self._angles.at(torch.arange(length - 1, length - 1 + count), self._cache.dtype)
         room = self._cache.keys, self._cache.values
-        return self._copy.draw(newest, length, uniforms[:count], temperature, angles, *room, trunk)
+        return self._copy.draw(newest, length, noise[:count], temperature, angles, *room, trunk)
 
     def learn(self, guessed: int, right: int) -> None:
         """The first `right` of `guessed` tokens were drawn; the one after them, if there is one, was not."""

@@ -1,4 +1,10 @@
-"""Drawing one token per row: exact, from one uniform number per row that depends on the row's seed alone."""
+"""Drawing one token per row: exact, by noise that depends on the row's seed and its place alone.
+
+The tokens of a row race: token i, of probability p_i, arrives after E_i / p_i, where E_i is exponential, and the first
+to arrive is drawn. That is the softmax exactly (the Gumbel-max trick, arXiv:1611.00712), and two distributions that
+differ little draw the same token from the same noise nearly always, which one number and the inverse of the
+cumulative distribution do not.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +15,13 @@ from torch import Tensor
 from posttrain.model.native import elementwise
 from posttrain.rollout.sampler import Sampling
 
-_BLOCK = 256
-_ROWS_AT_ONCE = 16
-"""Rows whose float32 probabilities fit a core's cache together."""
+_ROWS_AT_ONCE = {"cpu": 4, "cuda": 64}
+"""Rows whose noise is made together: on a CPU as many as fit a core's cache."""
+_WORD = 0xFFFFFFFF
 
 
-def uniforms(seeds: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """(A,) float64 in [0, 1): number `indices[a]` of the stream `seeds[a]` (SplitMix64, Steele et al. 2014).
+def noise(seeds: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """(A,) int64, all 64 bits random: number `indices[a]` of the stream `seeds[a]` (SplitMix64, Steele et al. 2014).
 
     seeds and indices are (A,) uint64. A counter-based stream, so a sample's draws do not depend on
     which rows it shares a batch with.
@@ -24,69 +30,53 @@ def uniforms(seeds: np.ndarray, indices: np.ndarray) -> np.ndarray:
         z = seeds + (indices + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (z ^ (z >> np.uint64(31))).view(np.int64)
 
 
-def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:
     """(A,) token ids and (A,) float32 log-probabilities (nats) at the sampling temperature.
 
-    logits is (A, V), uniform (A,) float32 in [0, 1). Temperature 0 takes the most likely token and reports
+    logits is (A, V), noise (A,) int64 of random bits. Temperature 0 takes the most likely token and reports
     its log-probability at temperature 1. With top_p < 1 or top_k > 0 the log-probabilities are those of the
     renormalised set that was drawn from.
     """
-    is_whole = sampling.top_p == 1.0 and sampling.top_k == 0
-    is_native = elementwise.fits(logits, logits.dtype)
-    if sampling.temperature == 0:
-        if is_native:
-            return elementwise.draw(logits, uniform, 0.0)
+    temperature = sampling.temperature
+    if temperature > 0 and (sampling.top_p < 1.0 or sampling.top_k > 0):
+        logits, temperature = _truncate(logits.float() / temperature, sampling), 1.0
+    if elementwise.fits(logits, logits.dtype):
+        return elementwise.draw(logits, noise, temperature)
+    if temperature == 0:
         wide = logits.float()
         ids = wide.argmax(1)
         return ids, wide.gather(1, ids[:, None])[:, 0] - wide.logsumexp(1)
-    if is_whole and is_native:
-        return elementwise.draw(logits, uniform, sampling.temperature)
-    if not is_whole:
-        return _by_blocks(_truncate(logits.float() / sampling.temperature, sampling), 1.0, uniform)
-    at_once = _ROWS_AT_ONCE if logits.device.type == "cpu" else max(1, len(logits))
-    parts = [
-        _by_blocks(rows, sampling.temperature, u)
-        for rows, u in zip(logits.split(at_once), uniform.split(at_once), strict=True)
-    ]
-    return torch.cat([ids for ids, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
+    at_once = _ROWS_AT_ONCE.get(logits.device.type, len(logits))
+    rows = zip(logits.split(at_once), noise.split(at_once), strict=True)
+    ids, logprobs = zip(*(_race(some, temperature, own) for some, own in rows), strict=True)
+    return torch.cat(ids), torch.cat(logprobs)
 
 
-def _by_blocks(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of the cumulative distribution, found in two steps: which block of tokens, then which token."""
-    rows, vocab = logits.shape
-    wide = torch.full((rows, -(-vocab // _BLOCK) * _BLOCK), float("-inf"), device=logits.device)
-    wide[:, :vocab] = logits
-    if temperature != 1.0:
-        wide /= temperature
-    peak = wide.amax(1, keepdim=True)
-    mass = wide.sub_(peak).exp_()
-    blocks = mass.view(rows, -1, _BLOCK)
-    block_sums = blocks.sum(2)
-    cumulative = block_sums.cumsum(1)
-    total = cumulative[:, -1:]
-    target = uniform[:, None].to(mass.dtype) * total
-    # `right=True`: the first block whose cumulative mass exceeds the target, so one of mass zero is never taken
-    # a uniform that was rounded to 1 gives a target past the end: the last block that has mass
-    block = torch.minimum(torch.searchsorted(cumulative, target, right=True), _last_positive(block_sums))
-    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0]
-    # rounding may leave it just below zero, where a block's first token would be taken though it has no mass
-    within = (target - (cumulative.gather(1, block) - block_sums.gather(1, block))).clamp_(min=0)
-    steps = inside.cumsum(1)
-    offset = torch.searchsorted(steps, within, right=True)
-    # rounding may carry the target past the block's last token of any mass
-    offset = torch.minimum(offset, _last_positive(inside))
-    ids = (block * _BLOCK + offset)[:, 0]
-    return ids, (inside.gather(1, offset) / total).log()[:, 0]
+def _race(logits: Tensor, temperature: float, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What `elementwise.draw` does, over whole tensors: see `sampling.h`."""
+    wide = logits.float() / temperature
+    mass = (wide - wide.amax(1, keepdim=True)).exp_()
+    arrives = torch.log1p(-uniforms(noise, logits.shape[1])).neg_() / mass
+    ids = arrives.argmin(1)
+    return ids, (mass.gather(1, ids[:, None])[:, 0] / mass.sum(1)).log()
 
 
-def _last_positive(mass: Tensor) -> Tensor:
-    """(A, 1) index of the last entry above zero in each row."""
-    positions = torch.arange(mass.shape[1], device=mass.device)
-    return torch.where(mass > 0, positions, 0).amax(1, keepdim=True)
+def uniforms(noise: Tensor, vocab: int) -> Tensor:
+    """(A, V) float32 in (0, 1): each token's own number, by a mix of its id with its row's bits (A,) int64.
+
+    32-bit arithmetic: two rounds of multiplying (the constants of prospector's lowbias32) with half of the bits
+    before each. No product needs more than 63 bits.
+    """
+    low, high = (noise & _WORD)[:, None], (noise >> 32 & _WORD)[:, None]
+    token = torch.arange(vocab, device=noise.device) * 0x9E3779B9
+    x = (token + low).bitwise_and_(_WORD)
+    x = x.bitwise_xor_(x >> 16).mul_(0x21F0AAAD).bitwise_and_(_WORD)
+    x = x.bitwise_xor_(x >> 15).bitwise_xor_(high).mul_(0x735A2D97).bitwise_and_(_WORD)
+    x = x.bitwise_xor_(x >> 15) >> 1
+    return x.float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -18,7 +18,7 @@ from posttrain.rollout.engine.cache import Cache
 from posttrain.rollout.engine.draft import MOST, Drafts
 from posttrain.rollout.engine.draw import draw
 from posttrain.rollout.engine.forward import Held, prefill
-from posttrain.rollout.engine.running import Prompt, Sample, Token, uniforms_of
+from posttrain.rollout.engine.running import Prompt, Sample, Token, noise_of
 from posttrain.rollout.engine.starts import Start, Starts
 from posttrain.rollout.engine.step import PlainSteps, SteadySteps, Steps, can_record
 from posttrain.rollout.engine.weights import EngineWeights
@@ -309,9 +309,9 @@ class Engine:
         if self._drafts is None or most < 1:
             return []
         self._reserve(sample.filled + most)
-        uniforms = uniforms_of([sample] * most, range(most))
+        noise = noise_of([sample] * most, range(most))
         newest = sample.ids[-1], sample.length, sample.trunk
-        return self._drafts.guess(*newest, uniforms, sampling.temperature)
+        return self._drafts.guess(*newest, noise, sampling.temperature)
 
     def _draw(
         self, logits: Tensor, samples: Sequence[Sample], ahead: Sequence[int] | None = None
@@ -325,10 +325,10 @@ class Engine:
         for i, sample in enumerate(samples):  # limits and stop texts do not change how a token is drawn
             given = sample.prompt.sampling
             by_rule.setdefault((given.temperature, given.top_p, given.top_k), []).append(i)
-        uniform = torch.from_numpy(uniforms_of(samples, offsets)).to(self.device)
+        noise = torch.from_numpy(noise_of(samples, offsets)).to(self.device)
         for rows in by_rule.values():
             is_all = len(rows) == len(samples)
-            chosen = (logits, uniform) if is_all else (logits[rows], uniform[rows])
+            chosen = (logits, noise) if is_all else (logits[rows], noise[rows])
             drawn, found = draw(chosen[0], samples[rows[0]].prompt.sampling, chosen[1])
             ids[rows], nats[rows] = drawn.cpu().numpy(), found.float().cpu().numpy()
         return ids.tolist(), nats.tolist()

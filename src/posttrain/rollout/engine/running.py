@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posttrain.model.native.newest import Trunk
 from posttrain.records import Completion
-from posttrain.rollout.engine.draw import uniforms
+from posttrain.rollout.engine.draw import noise
 from posttrain.rollout.engine.forward import Held
 from posttrain.rollout.engine.starts import Start
 from posttrain.rollout.sampler import Request, Sampling
@@ -82,8 +82,8 @@ class Token:
     completion: Completion | None
 
 
-def uniforms_of(samples: Sequence[Sample], ahead: Sequence[int]) -> np.ndarray:
-    """(A,) float32 in [0, 1]: what draws each sample's token that comes `ahead[a]` after its next."""
+def noise_of(samples: Sequence[Sample], ahead: Sequence[int]) -> np.ndarray:
+    """(A,) int64: what draws each sample's token that comes `ahead[a]` after its next."""
     seeds = np.array([sample.seed for sample in samples], np.uint64)
     indices = np.array([len(s.ids) + i for s, i in zip(samples, ahead, strict=True)], np.uint64)
-    return uniforms(seeds, indices).astype(np.float32)
+    return noise(seeds, indices)
