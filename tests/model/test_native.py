@@ -298,15 +298,68 @@ def test_without_a_compiler_there_are_no_kernels_and_no_error(setting, monkeypat
     assert "0.7305" in done.stdout  # 1 / (1 + 1/e), rounded
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(16, 7), (208, 96), (96, 1536)])
-def test_products_of_few_rows(outputs, inputs):
+needs_bfloat16 = pytest.mark.skipif(
+    not product.fits(torch.zeros(16, 64, dtype=BF16)),
+    reason="bfloat16 is multiplied by PyTorch on this processor",
+)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(32, 40), (208, 96), (96, 1536), (64, 600)])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(BF16, marks=needs_bfloat16)])
+def test_products_of_few_rows(outputs, inputs, dtype):
     """Float64's, and each row's own to the bit, however many there are; the weight comes back as it was."""
-    weight = normal(outputs, inputs, dtype=torch.float32)
-    laid = newest.in_blocks(weight)
-    x = normal(205, inputs, seed=1, dtype=torch.float32)
+    weight = normal(outputs, inputs, dtype=dtype)
+    assert product.fits(weight)
+    laid = product.laid(weight)
+    x = normal(205, inputs, seed=1, dtype=dtype)
     found = product.multiply(x, laid)
     exact = x.double() @ weight.double().t()
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * inputs)
+    if dtype == BF16:
+        assert is_rounded(found, exact)
+    else:
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * inputs)
     for rows in (1, 2, 3, 4, 5, 6, 7, 64, 95, 96, 97):
         assert torch.equal(product.multiply(x[-rows:], laid), found[-rows:])
-    assert torch.equal(newest.from_blocks(laid), weight)
+    assert torch.equal(product.plain(laid), weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(BF16, marks=needs_bfloat16)])
+@pytest.mark.parametrize("rows", [1, 3, 64, 150])
+def test_gated_products_are_swiglu_of_both(dtype, rows):
+    weight, x = normal(2 * 208, 96, dtype=dtype), normal(rows, 96, seed=1, dtype=dtype)
+    turns = product.in_turns(weight)
+    gate, up = product.multiply(x, product.laid(weight)).chunk(2, 1)
+    assert torch.equal(product.multiply_gated(x, product.laid(turns)), elementwise.swiglu(gate, up))
+    assert torch.equal(product.one_after_the_other(turns), weight)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(
+    ("outputs", "inputs"),
+    [(960, 576), (576, 1536), (608, 2048), (256, 512), (256, 514), (4096, 1024), (64, 8192)],
+)
+@pytest.mark.parametrize("rows", [4, 64, 700])
+def test_bfloat16_products_have_the_learners_bits(outputs, inputs, rows):
+    """PyTorch's `linear` is what the learner multiplies by."""
+    weight, x = normal(outputs, inputs), normal(rows, inputs, seed=1)
+    assert product.fits(weight)
+    assert torch.equal(product.multiply(x, product.laid(weight)), F.linear(x, weight))
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("inputs", [600, 2000])
+def test_a_product_that_sums_otherwise_is_left_to_pytorch(monkeypatch, inputs):
+    """Here one that goes through a row from its end."""
+    product._stretch.cache_clear()
+    monkeypatch.setattr(
+        product.F, "linear", lambda x, weight: (x.flip(1).float() @ weight.flip(1).float().t()).to(BF16)
+    )
+    assert not product.fits(normal(64, inputs))
+    product._stretch.cache_clear()
+
+
+def test_products_that_no_kernel_takes():
+    assert not product.fits(torch.zeros(15, 64))
+    assert not product.fits(torch.zeros(16, 63, dtype=BF16))
+    assert not product.fits(torch.zeros(16, 64, dtype=torch.float16))
+    assert not product.fits(torch.zeros(16, 64, device="meta"))

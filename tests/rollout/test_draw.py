@@ -123,7 +123,11 @@ def test_numbers_are_uniform_among_tokens_and_among_rows():
     found = uniforms(stream(400), 400).double()
     for numbers in (found[0], found[7], found[:, 0], found[:, 399], found.flatten()):
         assert stats.kstest(numbers, "uniform").pvalue > 1e-3
-    for one, other in ((found[:, :-1], found[:, 1:]), (found[:-1], found[1:]), (found[:, :-16], found[:, 16:])):
+    for one, other in (
+        (found[:, :-1], found[:, 1:]),
+        (found[:-1], found[1:]),
+        (found[:, :-16], found[:, 16:]),
+    ):
         assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 5 / 400
     # smallest and largest of a row of independent numbers are where order statistics have them
     assert stats.kstest(found.amin(1), stats.beta(1, 400).cdf).pvalue > 1e-3

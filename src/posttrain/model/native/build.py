@@ -47,7 +47,7 @@ _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_P, _P, _P, _N, _N, _F),
     "rms_norm_backward": (_P, _P, _P, _P, _P, _N, _N, _F),
-    "multiply": (_P, _P, _N, _N, _N, _P),
+    **dict.fromkeys(("multiply", "multiply_gated"), (_P, _P, _N, _N, _N, _N, _P)),
     "add_rms_norm": (_P, _P, _P, _P, _N, _N, _F),
     "swiglu": (_P, _P, _N, _P, _N, _N),
     "swiglu_backward": (_P, _P, _P, _P, _P, _N),
@@ -66,9 +66,13 @@ _KINDS = {
     **dict.fromkeys(
         ("rms_norm", "rms_norm_backward"), ("float32_float32", "float32_bfloat16", "bfloat16_bfloat16")
     ),
-    "multiply": ("float32",),
 }
 """Number types of each kernel; float32 and bfloat16 for those that are not here."""
+
+
+def has(name: str, kind: str) -> bool:
+    """Whether there is a kernel `name` for the number type `kind`: some need instructions of their own."""
+    return library() is not None and bool(_symbol(f"{name}_{kind}", _P))
 
 
 def call(name: str, kind: str, *arguments: float) -> None:
@@ -82,7 +86,7 @@ def _kernels() -> dict[tuple[str, str], Any]:
     for name, arguments in _ARGUMENTS.items():
         of = ctypes.CFUNCTYPE(None, *arguments, ctypes.c_int)
         for kind in _KINDS.get(name, tuple(KINDS.values())):
-            kernels[name, kind] = of(_symbol(f"{name}_{kind}", _P))
+            kernels[name, kind] = of(_symbol(f"{name}_{kind}", _P) or 0)
     return kernels
 
 

@@ -71,10 +71,8 @@ static void swiglu(const Number *gate, const Number *up, int64_t stride, Number 
                    int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 3)
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < size; i += LANES) {
-            vf g = load(gate + row * stride + i);
-            store(out + row * size + i, g / (exponential(-g) + 1.0f) * load(up + row * stride + i));
-        }
+        for (int64_t i = 0; i < size; i += LANES)
+            store(out + row * size + i, gated(load(gate + row * stride + i), load(up + row * stride + i)));
 }
 
 template <typename Number>
@@ -83,9 +81,9 @@ static void swiglu_backward(const Number *gate, const Number *up, const Number *
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < size; i += LANES) {
         vf g = load(gate + i), u = load(up + i), got = load(grad + i);
-        vf gated = 1.0f / (exponential(-g) + 1.0f);
-        store(grad_up + i, got * g * gated);
-        store(grad_gate + i, got * u * gated * (g * (1.0f - gated) + 1.0f));
+        vf open = 1.0f / (exponential(-g) + 1.0f);
+        store(grad_up + i, got * g * open);
+        store(grad_gate + i, got * u * open * (g * (1.0f - open) + 1.0f));
     }
 }
 

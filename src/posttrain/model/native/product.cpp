@@ -1,4 +1,4 @@
-// Products of few float32 rows by a weight: it is laid out once, so that no step spends its time on that.
+// Products of few rows by a weight: it is laid out once, so that no step spends its time on that.
 #include "attention.h"
 
 // Rows whose sums, two vectors each, stay in registers.
@@ -7,49 +7,96 @@ constexpr int ROWS = 12;
 #else
 constexpr int ROWS = 6;
 #endif
-constexpr int64_t NUMBERS_TOGETHER = 1 << 17;  // inputs that stay in a core's second cache while weights pass by
+constexpr int64_t WORDS_TOGETHER = 1 << 16;  // inputs that stay in a core's second cache while weights pass by
+
+// A word is 32 bits: one number, or two neighbours of 16 bits whose products by their weights join a sum together.
+static inline vf add_words(vf sum, vf weight, float x, const float *) { return add_product(sum, weight, x); }
+#ifdef __AVX512BF16__
+static inline vf add_words(vf sum, vf weight, float x, const bf16 *) {
+    const __m512 both = _mm512_set1_ps(x);
+    return reinterpret_cast<vf>(_mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weight), reinterpret_cast<__m512bh>(both)));
+}
+#endif
+
+// rounded as processors do it that multiply such numbers
+static inline void put(float *p, vf x) { store(p, x); }
+static inline void put(bf16 *p, vf x) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+#else
+    store(p, x);
+#endif
+}
+
+template <typename Number>
+static inline vf rounded(vf x) {
+    Number at[LANES];
+    put(at, x);
+    return load(at);
+}
 
 // MANY rows times the strip of VECTORS x LANES outputs at `strip`. After each LANES inputs memory is asked for `lines` more
 // lines of the strip at `ahead`, which is the next: asked for at once they would have to wait for each other.
-template <int MANY, int VECTORS>
-static inline void multiply_strip(const float *x, int64_t inputs, const float *strip, const float *&ahead, int64_t lines,
-                                  float *out, int64_t outputs) {
-    vf sums[VECTORS][MANY] = {};
-    for (int64_t d = 0; d < inputs; ahead += lines * LANES) {
-        fetch(ahead, lines * LANES);
-        for (const int64_t stop = d + LANES < inputs ? d + LANES : inputs; d < stop; d++) {
-            vf weight[VECTORS];
-            for (int v = 0; v < VECTORS; v++) weight[v] = load(strip + (v * inputs + d) * LANES);
-            for (int q = 0; q < MANY; q++)
-                for (int v = 0; v < VECTORS; v++) sums[v][q] = add_product(sums[v][q], weight[v], x[q * inputs + d]);
+template <int MANY, int VECTORS, bool GATED, typename Number>
+static inline void multiply_strip(const float *x, int64_t words, int64_t stretch, const float *strip, const float *&ahead,
+                                  int64_t lines, Number *out, int64_t outputs) {
+    vf totals[VECTORS][MANY] = {};
+    for (int64_t d = 0; d < words;) {
+        vf sums[VECTORS][MANY] = {};
+        for (const int64_t end = d + stretch < words ? d + stretch : words; d < end; ahead += lines * LANES) {
+            fetch(ahead, lines * LANES);
+            for (const int64_t stop = d + LANES < end ? d + LANES : end; d < stop; d++) {
+                vf weight[VECTORS];
+                for (int v = 0; v < VECTORS; v++) weight[v] = load(strip + (v * words + d) * LANES);
+                for (int q = 0; q < MANY; q++)
+                    for (int v = 0; v < VECTORS; v++) sums[v][q] = add_words(sums[v][q], weight[v], x[q * words + d], out);
+            }
         }
+        for (int q = 0; q < MANY; q++)
+            for (int v = 0; v < VECTORS; v++) totals[v][q] += sums[v][q];
     }
     for (int q = 0; q < MANY; q++)
-        for (int v = 0; v < VECTORS; v++) store(out + q * outputs + v * LANES, sums[v][q]);
+        if constexpr (GATED)
+            put(out + q * outputs, gated(rounded<Number>(totals[0][q]), rounded<Number>(totals[1][q])));
+        else
+            for (int v = 0; v < VECTORS; v++) put(out + q * outputs + v * LANES, totals[v][q]);
 }
 
-// out (rows, outputs) = x (rows, inputs) times a weight in blocks, (outputs / LANES, inputs, LANES). Each number is a sum over
-// the inputs in their order, whatever shares the call.
-static void multiply(const float *x, const float *weight, int64_t rows, int64_t inputs, int64_t outputs, float *out, int threads) {
+// out (rows, outputs) = x (rows, inputs) times a weight in blocks, (outputs / LANES, words, LANES), where a row of inputs has
+// so many words. Each number is a sum over the inputs in their order, whatever shares the call; `stretch` words are summed
+// by themselves and then join what is before them. GATED: LANES gates and the LANES numbers they are for take turns among
+// the outputs, and what comes out, half as wide, is their products.
+template <typename Number, bool GATED = false>
+static void multiply(const Number *inputs, const Number *weights, int64_t rows, int64_t words, int64_t stretch,
+                     int64_t outputs, Number *out, int threads) {
+    const float *x = reinterpret_cast<const float *>(inputs), *weight = reinterpret_cast<const float *>(weights);
     constexpr int64_t WIDTH = 2 * LANES;
-    const int64_t fitting = NUMBERS_TOGETHER / inputs / ROWS * ROWS, together = fitting > ROWS ? fitting : ROWS;
-    const int64_t strips = (outputs + WIDTH - 1) / WIDTH, parts = (rows + together - 1) / together;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t each = 0; each < parts * strips; each++) {
-        const int64_t first = each / strips * together, column = each % strips * WIDTH;
+    const int64_t strips = (outputs + WIDTH - 1) / WIDTH, parts = (rows * words + WORDS_TOGETHER - 1) / WORDS_TOGETHER;
+    const int64_t together = (rows + parts * ROWS - 1) / (parts * ROWS) * ROWS;
+#pragma omp parallel num_threads(threads)
+    for (int64_t first = 0; first < rows; first += together) {
         const int64_t many = rows - first < together ? rows - first : together, tiles = (many + ROWS - 1) / ROWS;
-        const float *strip = weight + column * inputs, *ahead = strip + WIDTH * inputs;
-        in_tiles<ROWS>(many, [&](auto tile, int64_t start) {
-            const float *rows_here = x + (first + start) * inputs;
-            float *to = out + (first + start) * outputs + column;
-            if (outputs - column >= WIDTH)
-                multiply_strip<tile, 2>(rows_here, inputs, strip, ahead, (WIDTH + tiles - 1) / tiles, to, outputs);
-            else
-                multiply_strip<tile, 1>(rows_here, inputs, strip, ahead, 0, to, outputs);
-        });
+#pragma omp for schedule(static) nowait
+        for (int64_t column = 0; column < strips * WIDTH; column += WIDTH) {
+            const float *strip = weight + column * words, *ahead = strip + WIDTH * words;
+            in_tiles<ROWS>(many, [&](auto tile, int64_t start) {
+                const float *rows_here = x + (first + start) * words;
+                const int64_t across = GATED ? outputs / 2 : outputs, lines = (WIDTH + tiles - 1) / tiles;
+                Number *to = out + (first + start) * across + (GATED ? column / 2 : column);
+                if (outputs - column >= WIDTH)
+                    multiply_strip<tile, 2, GATED>(rows_here, words, stretch, strip, ahead, lines, to, across);
+                else if constexpr (!GATED)
+                    multiply_strip<tile, 1, false>(rows_here, words, stretch, strip, ahead, 0, to, across);
+            });
+        }
     }
 }
 
 extern "C" {
-auto *multiply_float32 = multiply;
+auto *multiply_float32 = multiply<float>, *multiply_gated_float32 = multiply<float, true>;
+#ifdef __AVX512BF16__
+auto *multiply_bfloat16 = multiply<bf16>, *multiply_gated_bfloat16 = multiply<bf16, true>;
+#else
+void *multiply_bfloat16 = nullptr, *multiply_gated_bfloat16 = nullptr;
+#endif
 }

@@ -1,23 +1,95 @@
-"""The product of few float32 rows by a weight that was laid out for it, on tensors."""
+"""The product of few rows by a weight that was laid out for it, on tensors.
+
+In bfloat16 a sum's bits depend on how many products join it at once, and sampler and learner must agree; so the
+kernel sums in the stretches that PyTorch's own product does, and is left out where these are not found.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.model.native.build import LANES, call, library
+from posttrain.model.native.build import KINDS, LANES, call, has, lanes
+from posttrain.model.native.newest import from_blocks, in_blocks
+
+_STRETCHES = (512, 1024)
+"""Numbers that oneDNN 3 sums by themselves where a row has more."""
 
 
 def fits(weight: Tensor) -> bool:
-    """Whether the kernel takes such a weight (outputs, inputs): float32 on a CPU, outputs of whole lanes."""
-    is_float32 = weight.dtype == torch.float32 and weight.device.type == "cpu"
-    return is_float32 and len(weight) % LANES == 0 and library() is not None
+    """Whether the kernel takes such a weight (outputs, inputs): on a CPU, outputs of whole lanes, rows of whole words.
+
+    bfloat16 needs the processor's own products (AVX512-BF16), and is left to PyTorch where tiles do better (AMX).
+    """
+    kind = KINDS.get(weight.dtype)
+    if kind is None or weight.device.type != "cpu" or not has("multiply", kind):
+        return False
+    return len(weight) % LANES == 0 and _stretch(weight.dtype, *weight.shape) is not None
+
+
+def laid(weight: Tensor) -> Tensor:
+    """(outputs, inputs) weight as `multiply` reads it: blocks of lanes, words of 32 bits side by side."""
+    return in_blocks(weight.contiguous().view(torch.float32)).view(weight.dtype)
+
+
+def plain(weight: Tensor) -> Tensor:
+    """What `laid` laid out."""
+    return from_blocks(weight.view(torch.float32)).contiguous().view(weight.dtype)
+
+
+def in_turns(weight: Tensor) -> Tensor:
+    """(2 F, inputs) gates and what they are for, one after the other, in turns of lanes, as `multiply_gated` wants it.
+
+    F is a multiple of `lanes()`; then `laid`.
+    """
+    return weight.view(2, -1, lanes(), weight.shape[1]).transpose(0, 1).reshape(weight.shape)
+
+
+def one_after_the_other(weight: Tensor) -> Tensor:
+    """What was `in_turns`."""
+    return weight.view(-1, 2, lanes(), weight.shape[1]).transpose(0, 1).reshape(weight.shape)
 
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """(A, outputs) = x (A, inputs) @ weight^T; weight as `in_blocks`. No bit of a row depends on the other rows."""
-    x = x.contiguous()
+    """(A, outputs) = x (A, inputs) @ weight^T; weight as `laid`. No bit of a row depends on the other rows."""
+    return _run("multiply", x, weight, len(weight), _stretch(weight.dtype, *weight.shape))
+
+
+def multiply_gated(x: Tensor, weight: Tensor) -> Tensor:
+    """(A, F): `swiglu` of the halves of x (A, inputs) @ weight^T, to the bit; weight `in_turns`, then `laid`."""
+    return _run("multiply_gated", x, weight, len(weight) // 2, _stretch(weight.dtype, *weight.shape))
+
+
+def _run(name: str, x: Tensor, weight: Tensor, width: int, stretch: int | None) -> Tensor:
+    assert stretch is not None
     outputs, inputs = weight.shape
-    out = torch.empty(len(x), outputs)
-    call("multiply", "float32", x.data_ptr(), weight.data_ptr(), len(x), inputs, outputs, out.data_ptr())
+    x, out = x.contiguous(), torch.empty(len(x), width, dtype=x.dtype)
+    numbers = 4 // x.element_size()  # of a word
+    sizes = len(x), inputs // numbers, stretch // numbers, outputs
+    call(name, KINDS[x.dtype], x.data_ptr(), weight.data_ptr(), *sizes, out.data_ptr())
     return out
+
+
+@lru_cache(maxsize=64)
+def _stretch(dtype: torch.dtype, outputs: int, inputs: int) -> int | None:
+    """Numbers that are summed by themselves, so that bfloat16 gives the bits of `F.linear`; None if no choice does.
+
+    Found by sums that are zero but for their rounding, which another order changes.
+    """
+    if dtype == torch.float32:
+        return inputs
+    if inputs % 2 or torch.cpu._is_amx_tile_supported():
+        return None
+    generator = torch.Generator().manual_seed(0)
+    halves = [torch.randn(LANES, inputs // 2, generator=generator).to(dtype) for _ in range(2)]
+    x, rows = torch.cat([halves[0]] * 2, 1), torch.cat([halves[1], -halves[1]], 1)
+    weight = rows.repeat(-(-outputs // LANES), 1)[:outputs]
+    expected, kept = F.linear(x, weight), laid(weight)
+    choices = (inputs, *(stretch for stretch in _STRETCHES if stretch < inputs))
+    found = (
+        stretch for stretch in choices if torch.equal(_run("multiply", x, kept, outputs, stretch), expected)
+    )
+    return next(found, None)

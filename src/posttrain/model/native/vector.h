@@ -140,3 +140,6 @@ static inline vf exponential(vf x) {
     vi power = (__builtin_convertvector(n, vi) + 127) << 23;
     return choose(x < splat(-87.3f), vf{}, y * reinterpret_cast<vf &>(power));
 }
+
+// silu(gate) * up (arXiv:2002.05202)
+static inline vf gated(vf gate, vf up) { return gate / (exponential(-gate) + 1.0f) * up; }

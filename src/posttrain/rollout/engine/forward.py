@@ -17,7 +17,7 @@ from posttrain.model.attention import Layout, attention
 from posttrain.model.decoder import Angles, Shape
 from posttrain.model.native import elementwise
 from posttrain.model.native.newest import Lines
-from posttrain.model.ops import rms_norm, swiglu
+from posttrain.model.ops import rms_norm
 from posttrain.model.tree import MIN_SHARED, plant, shared_length
 from posttrain.rollout.engine.attend import Newest, rotated
 from posttrain.rollout.engine.cache import Cache
@@ -62,10 +62,9 @@ def _layers(
     for index, layer in enumerate(weights.layers):
         attended = attend(index, _project(layer, entering, shape))
         x, entering = _added(x, layer.out(attended), layer.attention_out, layer.mlp_in, eps)
-        gate, up = layer.gate_up(entering).chunk(2, 1)
         last = index + 1 == len(weights.layers)
         following = weights.norm if last else weights.layers[index + 1].attention_in
-        x, entering = _added(x, layer.down(swiglu(gate, up)), layer.mlp_out, following, eps)
+        x, entering = _added(x, layer.down(layer.gate_up(entering)), layer.mlp_out, following, eps)
     return entering
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from posttrain.model.decoder import Shape
 from posttrain.model.native import product
-from posttrain.model.native.newest import from_blocks, in_blocks
+from posttrain.model.native.build import LANES
+from posttrain.model.ops import swiglu
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
@@ -26,40 +27,51 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32
 
 
-def least_rows(dtype: torch.dtype, device: torch.device) -> int:
-    """Rows that a step is filled up to: packed bfloat16 weights meet four rows sooner than one, and AMX any few alike.
-
-    There the order of a row's sums depends on their number, so it is the same from one row to eight, which is as many
-    as a sample that runs alone is checked by (`draft.py`).
-    """
-    if dtype != torch.bfloat16 or not can_pack(dtype, device):
-        return 1
-    return 8 if torch.cpu._is_amx_tile_supported() else 4
-
-
 class Linear:
     """x -> x @ weight^T; the weight is laid out once, where a kernel wants that, for about `rows` rows of input."""
 
     def __init__(self, weight: Tensor, *, rows: int) -> None:
+        self.least_rows = 1
+        """Rows that inputs are filled up to: oneDNN's packed bfloat16 weights meet four rows sooner than one, and AMX
+        any few alike. There the order of a row's sums depends on their number, so it is the same from one row to
+        eight, which is as many as a sample that runs alone is checked by (`draft.py`)."""
         if product.fits(weight):
-            self._weight, self._multiply, self._plain = (
-                in_blocks(weight),
-                product.multiply,
-                from_blocks,
-            )
+            self.weight, self._multiply, self._plain = product.laid(weight), product.multiply, product.plain
         elif can_pack(weight.dtype, weight.device):
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
             self._multiply, self._plain = _packed_linear, Tensor.to_dense
+            if weight.dtype == torch.bfloat16:
+                self.least_rows = 8 if torch.cpu._is_amx_tile_supported() else 4
         else:
-            self._weight, self._multiply, self._plain = weight, F.linear, Tensor.detach
+            self.weight, self._multiply, self._plain = weight, F.linear, Tensor.detach
 
     def __call__(self, x: Tensor) -> Tensor:
         """(A, outputs) from x (A, inputs)."""
-        return self._multiply(x, self._weight)
+        return self._multiply(x, self.weight)
 
     def plain(self) -> Tensor:
         """(outputs, inputs) weight as it was given."""
-        return self._plain(self._weight)
+        return self._plain(self.weight)
+
+
+class GateUp:
+    """x -> silu(x @ gate^T) * (x @ up^T), as one product of the weights one after the other, (2 F, inputs)."""
+
+    def __init__(self, weight: Tensor, *, rows: int) -> None:
+        self._is_one_pass = product.fits(weight) and len(weight) % (2 * LANES) == 0
+        self._linear = Linear(product.in_turns(weight) if self._is_one_pass else weight, rows=rows)
+        self.least_rows = self._linear.least_rows
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(A, F) from x (A, inputs)."""
+        if self._is_one_pass:
+            return product.multiply_gated(x, self._linear.weight)
+        return swiglu(*self._linear(x).chunk(2, 1))
+
+    def plain(self) -> Tensor:
+        """(2 F, inputs) weight as it was given."""
+        plain = self._linear.plain()
+        return product.one_after_the_other(plain) if self._is_one_pass else plain
 
 
 def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -72,7 +84,7 @@ class LayerWeights:
 
     qkv: Linear
     out: Linear
-    gate_up: Linear
+    gate_up: GateUp
     down: Linear
     attention_in: Tensor | None
     attention_out: Tensor | None
@@ -90,8 +102,14 @@ class EngineWeights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Linear
-    least_rows: int
-    """As the function of this name says."""
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that a step is filled up to, the most that one of its products wants."""
+        layer = self.layers[0]
+        return max(
+            linear.least_rows for linear in (layer.qkv, layer.out, layer.gate_up, layer.down, self.head)
+        )
 
     @classmethod
     def of(
@@ -105,10 +123,13 @@ class EngineWeights:
     ) -> EngineWeights:
         """Copy `weights` (Hugging Face names, any dtype and device) in; `rows` is the usual batch size."""
 
-        def fused(*names: str) -> Linear:
+        def joined(*names: str) -> Tensor:
             # `clone` because a float32 copy must not follow the learner's next update
             parts = [weights[name].detach().to(device, dtype) for name in names]
-            return Linear(torch.cat(parts) if len(parts) > 1 else parts[0].clone(), rows=rows)
+            return torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+
+        def fused(*names: str) -> Linear:
+            return Linear(joined(*names), rows=rows)
 
         def norm(name: str) -> Tensor | None:
             found = weights.get(name)
@@ -121,7 +142,7 @@ class EngineWeights:
             return LayerWeights(
                 qkv=fused(*(f"{attention}{part}_proj.weight" for part in "qkv")),
                 out=fused(attention + "o_proj.weight"),
-                gate_up=fused(mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+                gate_up=GateUp(joined(mlp + "gate_proj.weight", mlp + "up_proj.weight"), rows=rows),
                 down=fused(mlp + "down_proj.weight"),
                 attention_in=norm(at + "input_layernorm.weight"),
                 attention_out=None if llama else norm(at + "post_attention_layernorm.weight"),
@@ -138,5 +159,4 @@ class EngineWeights:
             layers=tuple(layer(index) for index in range(shape.num_layers)),
             norm=final,
             head=fused("model.embed_tokens.weight" if shape.tied else "lm_head.weight"),
-            least_rows=least_rows(dtype, device),
         )
