@@ -304,9 +304,18 @@ needs_bfloat16 = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(32, 40), (208, 96), (96, 1536), (64, 600)])
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(BF16, marks=needs_bfloat16)])
-def test_products_of_few_rows(outputs, inputs, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "outputs", "inputs"),
+    [
+        (torch.float32, 16, 7),
+        *((torch.float32, *size) for size in [(16, 16), (208, 96), (96, 1536)]),
+        *(
+            pytest.param(BF16, *size, marks=needs_bfloat16)
+            for size in [(16, 300), (208, 96), (96, 1536), (64, 600), (80, 74)]
+        ),
+    ],
+)
+def test_products_of_few_rows(dtype, outputs, inputs):
     """Float64's, and each row's own to the bit, however many there are; the weight comes back as it was."""
     weight = normal(outputs, inputs, dtype=dtype)
     assert product.fits(weight)
@@ -346,16 +355,21 @@ def test_bfloat16_products_have_the_learners_bits(outputs, inputs, rows):
     assert torch.equal(product.multiply(x, product.laid(weight)), F.linear(x, weight))
 
 
+@pytest.fixture
+def found_anew():
+    product._stretch.cache_clear()
+    yield
+    product._stretch.cache_clear()
+
+
 @needs_bfloat16
 @pytest.mark.parametrize("inputs", [600, 2000])
-def test_a_product_that_sums_otherwise_is_left_to_pytorch(monkeypatch, inputs):
+def test_a_product_that_sums_otherwise_is_left_to_pytorch(monkeypatch, found_anew, inputs):
     """Here one that goes through a row from its end."""
-    product._stretch.cache_clear()
     monkeypatch.setattr(
         product.F, "linear", lambda x, weight: (x.flip(1).float() @ weight.flip(1).float().t()).to(BF16)
     )
     assert not product.fits(normal(64, inputs))
-    product._stretch.cache_clear()
 
 
 def test_products_that_no_kernel_takes():

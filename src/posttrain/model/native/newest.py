@@ -107,7 +107,8 @@ def in_blocks(keys: Tensor) -> Tensor:
     """(..., n, D) keys, n a multiple of `lanes()`, as the cache lays them out: the same shape, blocks of (D, lanes)."""
     *rest, length, size = keys.shape
     blocks = keys.reshape(*rest, length // lanes(), lanes(), size).transpose(-1, -2)
-    return blocks.reshape(*rest, length, size)
+    # kernels read memory, and a single square block would come out as a view that leaves it as it was
+    return blocks.reshape(*rest, length, size).contiguous()
 
 
 def from_blocks(blocks: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ def _run(name: str, x: Tensor, weight: Tensor, width: int, stretch: int | None) 
 def _stretch(dtype: torch.dtype, outputs: int, inputs: int) -> int | None:
     """Numbers that are summed by themselves, so that bfloat16 gives the bits of `F.linear`; None if no choice does.
 
+    outputs is a multiple of LANES.
+
     Found by sums that are zero but for their rounding, which another order changes.
     """
     if dtype == torch.float32:
@@ -86,10 +88,9 @@ def _stretch(dtype: torch.dtype, outputs: int, inputs: int) -> int | None:
     generator = torch.Generator().manual_seed(0)
     halves = [torch.randn(LANES, inputs // 2, generator=generator).to(dtype) for _ in range(2)]
     x, rows = torch.cat([halves[0]] * 2, 1), torch.cat([halves[1], -halves[1]], 1)
-    weight = rows.repeat(-(-outputs // LANES), 1)[:outputs]
-    expected, kept = F.linear(x, weight), laid(weight)
-    choices = (inputs, *(stretch for stretch in _STRETCHES if stretch < inputs))
-    found = (
-        stretch for stretch in choices if torch.equal(_run("multiply", x, kept, outputs, stretch), expected)
-    )
-    return next(found, None)
+    # PyTorch may choose its order by the whole size; the kernel's rows do not depend on each other
+    expected, kept = F.linear(x, rows.repeat(outputs // LANES, 1)), laid(rows)
+    for stretch in (inputs, *(stretch for stretch in _STRETCHES if stretch < inputs)):
+        if torch.equal(_run("multiply", x, kept, LANES, stretch).repeat(1, outputs // LANES), expected):
+            return stretch
+    return None
