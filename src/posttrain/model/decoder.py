@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from posttrain.errors import ModelError
 from posttrain.model.attention import Layout, attention
 from posttrain.model.lora import adapted_linear
-from posttrain.model.ops import rms_norm, rotary, swiglu
+from posttrain.model.ops import embedded, rms_norm, rotary, swiglu
 from posttrain.model.remade import Remade, not_kept
 from posttrain.model.tree import plant
 
@@ -125,7 +125,7 @@ class Decoder:
         embedding = self.module.model.embed_tokens.weight
         # rounded like every other weight, then carried on in the parameters' precision
         x = (
-            F.embedding(ids[tokens], embedding)
+            embedded(ids[tokens], embedding)
             .to(self.compute_dtype)
             .to(torch.promote_types(embedding.dtype, torch.float32))
         )

@@ -6,14 +6,18 @@ pass computes each chunk's logits again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from posttrain.model.native import elementwise
+from posttrain.model.ops import gradient_of
 
 CHUNK_ROWS = 512
+_BLOCK_ROWS = 4096
+"""Rows of the output projection whose gradient is computed at once."""
 
 
 def _log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -21,7 +25,6 @@ def _log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[T
     if elementwise.fits(logits, logits.dtype):
         return elementwise.log_softmax(logits, targets, temperature)
     wide = _scaled(logits, temperature)
-    del logits  # a gigabyte for some vocabularies, and the caller keeps none
     normalisers = torch.logsumexp(wide, 1)
     return normalisers, wide.gather(1, targets[:, None])[:, 0] - normalisers
 
@@ -34,7 +37,6 @@ def _log_softmax_backward(
         return elementwise.log_softmax_backward_(logits, targets, normalisers, grad, temperature)
     scale, dtype = grad[:, None] / temperature, logits.dtype
     wide = _scaled(logits, temperature)
-    del logits
     wide.sub_(normalisers[:, None]).exp_().mul_(-scale)
     return wide.scatter_add_(1, targets[:, None], scale).to(dtype)
 
@@ -48,56 +50,76 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk_rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        chunk_rows: int,
+        accumulate: bool,
     ) -> Tensor:
         cast = weight.to(hidden.dtype)
         normalisers = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         chosen = torch.empty_like(normalisers)
-        for start in range(0, len(targets), chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            normalisers[rows], chosen[rows] = _log_softmax(
-                hidden[rows] @ cast.t(), targets[rows], temperature
-            )
+        for rows, logits in _chunks(hidden, cast, chunk_rows):
+            normalisers[rows], chosen[rows] = _log_softmax(logits, targets[rows], temperature)
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
+        ctx.accumulates_into = weight if accumulate else None
         return chosen
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, targets, normalisers = ctx.saved_tensors
         cast, grad = weight.to(hidden.dtype), grad.contiguous()
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] and not len(targets) else None
-        for start in range(0, len(targets), ctx.chunk_rows):
-            rows = slice(start, start + ctx.chunk_rows)
-            narrow = _log_softmax_backward(
-                hidden[rows] @ cast.t(), targets[rows], normalisers[rows], grad[rows], ctx.temperature
-            )
+        own, total = ctx.accumulates_into, None
+        if ctx.needs_input_grad[1]:
+            total = torch.zeros_like(weight) if own is None else gradient_of(own)
+        for rows, logits in _chunks(hidden, cast, ctx.chunk_rows):
+            given = targets[rows], normalisers[rows], grad[rows]
+            narrow = _log_softmax_backward(logits, *given, ctx.temperature)
             torch.mm(narrow, cast, out=grad_hidden[rows])
-            if ctx.needs_input_grad[1]:
-                grad_weight = _plus_product(grad_weight, narrow, hidden[rows], weight.dtype)
-            del narrow  # before the next chunk's, as large
-        return grad_hidden, grad_weight, None, None, None
+            if total is not None:
+                _add_product(total, narrow, hidden[rows])
+        return grad_hidden, total if own is None else None, None, None, None, None
 
 
-def _plus_product(total: Tensor | None, grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`total` + grad^T x in `dtype`, in place: (V, H) numbers are a tenth of a gigabyte in a small model."""
-    if total is None:
-        return (grad.t() @ x).to(dtype)
-    if grad.dtype == dtype:
-        return total.addmm_(grad.t(), x)
-    return total.add_(grad.t() @ x)
+def _chunks(hidden: Tensor, weight: Tensor, chunk_rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of `hidden` and their logits, which the next chunk's overwrite."""
+    buffer = hidden.new_empty(min(chunk_rows, len(hidden)), len(weight))
+    for start in range(0, len(hidden), chunk_rows):
+        rows = slice(start, min(start + chunk_rows, len(hidden)))
+        yield rows, torch.mm(hidden[rows], weight.t(), out=buffer[: rows.stop - start])
+
+
+def _add_product(total: Tensor, grad: Tensor, x: Tensor) -> None:
+    """`total` (V, H) += grad^T x, whose blocks are added while a cache still holds them where they must be widened."""
+    if grad.dtype == total.dtype:
+        total.addmm_(grad.t(), x)
+        return
+    for start in range(0, len(total), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        total[rows] += grad[:, rows].t() @ x
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, chunk_rows: int = CHUNK_ROWS
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_rows: int = CHUNK_ROWS,
+    accumulate: bool = False,
 ) -> Tensor:
     """(M,) float32 nats: log softmax(hidden @ weight^T / temperature) at `targets`.
 
     hidden is (M, H) in the compute dtype, weight (V, H), targets (M,) int64. Softmax is in float32.
-    Exact in value and gradient whatever `chunk_rows` is. Raises ValueError if temperature <= 0.
+    Exact in value and gradient whatever `chunk_rows` is. `accumulate` adds the gradient of weight, a leaf, to
+    its `grad` in the backward pass, and autograd gets none: it would make a whole one and add it. Raises ValueError if temperature <= 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need one above 0")
-    result: Tensor = _ChunkedLogprobs.apply(hidden, weight, targets, float(temperature), chunk_rows)
+    options = float(temperature), chunk_rows, accumulate
+    result: Tensor = _ChunkedLogprobs.apply(hidden, weight, targets, *options)
     return result

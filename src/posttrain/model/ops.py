@@ -121,3 +121,34 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return]
     return _gated(gate, up)
+
+
+def gradient_of(weight: Tensor) -> Tensor:
+    """`weight.grad`, zeros if there was none."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
+
+
+class _Embedded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight = weight
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
+        (ids,) = ctx.saved_tensors
+        gradient_of(ctx.weight).index_put_((ids,), grad, accumulate=True)
+        return None, None
+
+
+def embedded(ids: Tensor, weight: Tensor) -> Tensor:
+    """(N, H) rows of `weight` (V, H), a leaf whose `grad` the backward pass adds these rows' gradients to.
+
+    Autograd would make a gradient with a row for each of the vocabulary, and add all of them.
+    """
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return _Embedded.apply(ids, weight)  # type: ignore[no-any-return]
+    return F.embedding(ids, weight)

@@ -34,7 +34,11 @@ def batch_logprobs(decoder: Decoder, batch: Batch, *, temperature: float) -> Ten
     targets = batch.mask.nonzero()[:, 0]  # first, because it waits for a GPU
     hidden = decoder.hidden(batch.ids, batch.positions, batch.lengths)
     chosen = token_logprobs(
-        hidden[targets - 1], decoder.head_weight, batch.ids[targets], temperature=temperature
+        hidden[targets - 1],
+        decoder.head_weight,
+        batch.ids[targets],
+        temperature=temperature,
+        accumulate=True,
     )
     return chosen.new_zeros(len(batch.ids)).index_copy(0, targets, chosen)
 

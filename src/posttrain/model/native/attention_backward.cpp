@@ -1,8 +1,23 @@
 // Gradients of attention over the segments of a tree: P = exp(q k - normaliser), dV = P' dO, dS = P (dO V' - rowsum(dO O)),
-// dQ = dS K, dK = dS' Q, a tile of queries by a block of keys at a time; everything between is float32.
+// dQ = dS K, dK = dS' Q, a tile of queries by a block of keys at a time. Sums are float32, and so are P and dS where the
+// processor does not multiply bfloat16 in its vectors; where it does they are rounded to be multiplied.
 #include "attention.h"
+#include "words.h"
 
-constexpr int QUERIES = 8;  // of a tile; their sums fill half of 16 registers
+#if defined(__AVX512F__)
+constexpr int QUERIES = 16, TOGETHER = 8;  // of a tile, and rows of a product: their sums fill half of 32 registers
+#else
+constexpr int QUERIES = 8, TOGETHER = 4;  // half of 16
+#endif
+constexpr int64_t KEYS_TOGETHER = 256;  // which stay with their gradients in a core's second cache while queries pass by
+
+#ifdef __AVX512BF16__
+template <typename Number>
+using Multiplied = Number;
+#else
+template <typename Number>
+using Multiplied = float;
+#endif
 
 static inline vi numbers_of_lanes() {
     vi numbers{};
@@ -10,92 +25,106 @@ static inline vi numbers_of_lanes() {
     return numbers;
 }
 
-// a block of keys' rows of two gradients: first += a' x, second += b' y, with a and b (QUERIES, LANES), x and y (QUERIES, size)
-static inline void add_to_keys(const float *a, const float *x, float *first, const float *b, const float *y, float *second,
-                               int64_t size) {
-    for (int64_t d = 0; d < size; d += 2 * LANES)
-        for (int j = 0; j < LANES; j += 2) {
-            vf sums[2][4];
-            for (int k = 0; k < 2; k++)
-                for (int part = 0; part < 2; part++) {
-                    sums[k][part] = load(first + (j + k) * size + d + part * LANES);
-                    sums[k][2 + part] = load(second + (j + k) * size + d + part * LANES);
-                }
-            for (int i = 0; i < QUERIES; i++) {
-                const vf x0 = load(x + i * size + d), x1 = load(x + i * size + d + LANES);
-                const vf y0 = load(y + i * size + d), y1 = load(y + i * size + d + LANES);
-                for (int k = 0; k < 2; k++) {
-                    const float by = a[i * LANES + j + k], and_by = b[i * LANES + j + k];
-                    sums[k][0] = add_product(sums[k][0], x0, by);
-                    sums[k][1] = add_product(sums[k][1], x1, by);
-                    sums[k][2] = add_product(sums[k][2], y0, and_by);
-                    sums[k][3] = add_product(sums[k][3], y1, and_by);
-                }
-            }
-            for (int k = 0; k < 2; k++)
-                for (int part = 0; part < 2; part++) {
-                    store(first + (j + k) * size + d + part * LANES, sums[k][part]);
-                    store(second + (j + k) * size + d + part * LANES, sums[k][2 + part]);
-                }
-        }
+// found (QUERIES, LANES) = a tile of rows, (words, QUERIES), times a block of keys, (words, LANES)
+template <typename Part>
+static inline void multiply_block(const float *rows, const float *block, int64_t words, float *found) {
+    vf sums[QUERIES] = {};
+    for (int64_t d = 0; d < words; d++) {
+        const vf key = load(block + d * LANES);
+        for (int i = 0; i < QUERIES; i++) sums[i] = add_words(sums[i], key, rows[d * QUERIES + i], static_cast<Part *>(nullptr));
+    }
+    for (int i = 0; i < QUERIES; i++) store(found + i * LANES, sums[i]);
 }
 
-// the tile's rows: to += a keys, with a (QUERIES, LANES) and keys (LANES, size)
-static inline void add_to_queries(const float *a, const float *keys, float *to, int64_t size) {
-    for (int i = 0; i < QUERIES; i += 4)
+// to (MANY, size) += a x, where x is (WORDS, size) words and row r's word w of a is a[r * ROW + w * STEP]
+template <typename Part, int MANY, int WORDS, int ROW, int STEP>
+static inline void add_rows(const float *a, const float *x, float *to, int64_t size) {
+    for (int r = 0; r < MANY; r += TOGETHER)
         for (int64_t d = 0; d < size; d += 2 * LANES) {
-            vf sums[4][2];
-            for (int q = 0; q < 4; q++)
-                for (int part = 0; part < 2; part++) sums[q][part] = load(to + (i + q) * size + d + part * LANES);
-            for (int j = 0; j < LANES; j++) {
-                const vf k0 = load(keys + j * size + d), k1 = load(keys + j * size + d + LANES);
-                for (int q = 0; q < 4; q++) {
-                    sums[q][0] = add_product(sums[q][0], k0, a[(i + q) * LANES + j]);
-                    sums[q][1] = add_product(sums[q][1], k1, a[(i + q) * LANES + j]);
+            vf sums[TOGETHER][2];
+            for (int k = 0; k < TOGETHER; k++)
+                for (int part = 0; part < 2; part++) sums[k][part] = load(to + (r + k) * size + d + part * LANES);
+            for (int w = 0; w < WORDS; w++) {
+                const vf x0 = load(x + w * size + d), x1 = load(x + w * size + d + LANES);
+                for (int k = 0; k < TOGETHER; k++) {
+                    const float by = a[(r + k) * ROW + w * STEP];
+                    sums[k][0] = add_words(sums[k][0], x0, by, static_cast<Part *>(nullptr));
+                    sums[k][1] = add_words(sums[k][1], x1, by, static_cast<Part *>(nullptr));
                 }
             }
-            for (int q = 0; q < 4; q++)
-                for (int part = 0; part < 2; part++) store(to + (i + q) * size + d + part * LANES, sums[q][part]);
+            for (int k = 0; k < TOGETHER; k++)
+                for (int part = 0; part < 2; part++) store(to + (r + k) * size + d + part * LANES, sums[k][part]);
         }
 }
 
-// one segment's queries of one key head
-struct Part {
-    int64_t many, num_keys, size;
-    const float *queries, *grads;  // (many, size), queries times the scale; both filled up with zeros to whole tiles
-    const float *centres, *normalisers;
-    const int64_t *counts;         // keys that each query sees; 0 in the filling
-    const float *key_blocks, *value_blocks, *keys;  // (keys / LANES, size, LANES) twice, (keys, size); filled up to whole blocks
-    float *grad_keys, *grad_values, *grad_queries;  // added to
+// Rows of numbers as the products want them, filled up with zeros to whole `TILE`s of rows.
+template <typename Part, int TILE>
+struct Rows {
+    int64_t size;
+    Scratch by_word;  // (tiles, size / numbers of a word, TILE): a word holds neighbours of a row
+    Scratch by_row;   // (tiles, TILE / numbers of a word, size): a word holds one number each of neighbouring rows
+    Rows(int64_t filled, int64_t size) : size(size), by_word(filled * size / OF_A_WORD<Part>), by_row(filled * size / OF_A_WORD<Part>) {
+        std::memset(by_word.at, 0, filled * size * sizeof(Part));
+        std::memset(by_row.at, 0, filled * size * sizeof(Part));
+    }
+    template <typename Number>
+    void put(int64_t row, const Number *from) const {
+        constexpr int64_t NUMBERS = OF_A_WORD<Part>;
+        alignas(64) float words[LONGEST_HEAD];
+        for (int64_t d = 0; d < size; d += LANES) ::put(reinterpret_cast<Part *>(words) + d, load(from + d));
+        float *to = tile_by_word(row) + row % TILE;
+        for (int64_t w = 0; w < size / NUMBERS; w++) to[w * TILE] = words[w];
+        put_among(tile_by_row(row) + row % TILE / NUMBERS * size, reinterpret_cast<const Part *>(words), row % NUMBERS, size);
+    }
+    float *tile_by_word(int64_t row) const { return by_word.at + row / TILE * TILE * size / OF_A_WORD<Part>; }
+    float *tile_by_row(int64_t row) const { return by_row.at + row / TILE * TILE * size / OF_A_WORD<Part>; }
 };
 
-static void differentiate(const Part &at) {
+// one segment's queries of one key head
+template <typename Part>
+struct Task {
+    int64_t many, num_keys, size;
+    const Rows<Part, QUERIES> &queries, &grads;
+    const float *centres, *normalisers;
+    const int64_t *counts;  // keys that each query sees; 0 in the filling
+    const Rows<Part, LANES> &keys, &values;
+    float *grad_keys, *grad_values, *grad_queries;  // (filled up, size), added to
+};
+
+template <typename Part>
+static void differentiate(const Task<Part> &at, float scale) {
+    constexpr int NUMBERS = OF_A_WORD<Part>;
     const vi lanes = numbers_of_lanes();
+    const int64_t words = at.size / NUMBERS;
     alignas(64) float weights[QUERIES * LANES], scores[QUERIES * LANES];
-    for (int64_t start = 0; start < at.many; start += QUERIES) {
-        const float *queries[QUERIES], *grads[QUERIES];
-        float *to_weights[QUERIES], *to_scores[QUERIES];
-        int64_t most = 0;
-        for (int i = 0; i < QUERIES; i++) {
-            queries[i] = at.queries + (start + i) * at.size;
-            grads[i] = at.grads + (start + i) * at.size;
-            to_weights[i] = weights + i * LANES;
-            to_scores[i] = scores + i * LANES;
-            most = at.counts[start + i] > most ? at.counts[start + i] : most;
-        }
-        for (int64_t j = 0; j < most; j += LANES) {
-            score_blocks<QUERIES, 1>(queries, at.key_blocks + j * at.size, at.size, to_weights);
-            score_blocks<QUERIES, 1>(grads, at.value_blocks + j * at.size, at.size, to_scores);
-            for (int i = 0; i < QUERIES; i++) {
-                const vi seen = lanes < static_cast<int32_t>(at.counts[start + i] - j);
-                const vf p = choose(seen, exponential(load(to_weights[i]) - at.normalisers[start + i]), vf{});
-                store(to_weights[i], p);
-                store(to_scores[i], p * (load(to_scores[i]) - at.centres[start + i]));
+    alignas(64) float weight_words[QUERIES / NUMBERS * LANES], score_words[QUERIES / NUMBERS * LANES], score_rows[QUERIES * LANES / NUMBERS];
+    for (int64_t from = 0; from < at.num_keys; from += KEYS_TOGETHER)
+        for (int64_t start = 0; start < at.many; start += QUERIES) {
+            int64_t most = 0;
+            for (int i = 0; i < QUERIES; i++) most = at.counts[start + i] > most ? at.counts[start + i] : most;
+            const float *queries = at.queries.tile_by_row(start), *grads = at.grads.tile_by_row(start);
+            for (int64_t j = from; j < most && j < from + KEYS_TOGETHER; j += LANES) {
+                multiply_block<Part>(at.queries.tile_by_word(start), at.keys.tile_by_word(j), words, weights);
+                multiply_block<Part>(at.grads.tile_by_word(start), at.values.tile_by_word(j), words, scores);
+                for (int i = 0; i < QUERIES; i += NUMBERS) {
+                    vf p[NUMBERS], s[NUMBERS];
+                    for (int k = 0; k < NUMBERS; k++) {
+                        const int64_t row = start + i + k;
+                        const vi seen = lanes < static_cast<int32_t>(at.counts[row] - j);
+                        const vf found = load(weights + (i + k) * LANES) * scale - at.normalisers[row];
+                        p[k] = choose(seen, exponential(found), vf{});
+                        s[k] = p[k] * (load(scores + (i + k) * LANES) - at.centres[row]) * scale;
+                        put(reinterpret_cast<Part *>(score_rows + (i + k) * LANES / NUMBERS), s[k]);
+                    }
+                    put_words(weight_words + i / NUMBERS * LANES, p, static_cast<Part *>(nullptr));
+                    put_words(score_words + i / NUMBERS * LANES, s, static_cast<Part *>(nullptr));
+                }
+                constexpr int PAIRS = QUERIES / NUMBERS, KEY_PAIRS = LANES / NUMBERS;
+                add_rows<Part, LANES, PAIRS, 1, LANES>(score_words, queries, at.grad_keys + j * at.size, at.size);
+                add_rows<Part, LANES, PAIRS, 1, LANES>(weight_words, grads, at.grad_values + j * at.size, at.size);
+                add_rows<Part, QUERIES, KEY_PAIRS, KEY_PAIRS, 1>(score_rows, at.keys.tile_by_row(j), at.grad_queries + start * at.size, at.size);
             }
-            add_to_keys(scores, queries[0], at.grad_keys + j * at.size, weights, grads[0], at.grad_values + j * at.size, at.size);
-            add_to_queries(scores, at.keys + j * at.size, at.grad_queries + start * at.size, at.size);
         }
-    }
 }
 
 // As attend_segments, with its results `out` and normalisers and the gradient `grad` of out, both (M, heads, size).
@@ -109,6 +138,7 @@ static void attend_segments_backward(const Number *query, int64_t query_stride, 
                                      const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
                                      int64_t heads, int64_t kv_heads, int64_t size, Number *grad_query, float *grad_key,
                                      float *grad_value, float *parts, int threads) {
+    using Part = Multiplied<Number>;
     const int64_t group = heads / kv_heads;
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
 #pragma omp parallel num_threads(threads)
@@ -118,41 +148,35 @@ static void attend_segments_backward(const Number *query, int64_t query_stride, 
             const int64_t *task = tasks + each / kv_heads * 4, head = each % kv_heads;
             const int64_t s = task[0], begin = task[1], num_keys = depths[s] + task[2], many = (task[2] - begin) * group;
             const int64_t padded = whole_blocks(num_keys), filled = (many + QUERIES - 1) / QUERIES * QUERIES;
-            Scratch blocks(2 * padded * size), keys(padded * size), rows(3 * filled * size), numbers(2 * filled);
-            Scratch found(2 * padded * size), places(2 * filled);
-            std::memset(blocks.at, 0, 2 * padded * size * 4);
-            std::memset(keys.at, 0, padded * size * 4);
-            std::memset(rows.at, 0, 3 * filled * size * 4);
+            const Rows<Part, LANES> keys(padded, size), values(padded, size);
+            const Rows<Part, QUERIES> queries(filled, size), grads(filled, size);
+            Scratch numbers(2 * filled), found((2 * padded + filled) * size), places(2 * filled);
             std::memset(numbers.at, 0, 2 * filled * 4);
-            std::memset(found.at, 0, 2 * padded * size * 4);
+            std::memset(found.at, 0, (2 * padded + filled) * size * 4);
             std::memset(places.at, 0, 2 * filled * 4);
             int64_t *counts = reinterpret_cast<int64_t *>(places.at);
-            float *value_blocks = blocks.at + padded * size, *queries = rows.at, *grads = queries + filled * size;
-            float *grad_queries = grads + filled * size, *centres = numbers.at, *norms = centres + filled;
+            float *centres = numbers.at, *norms = centres + filled, *grad_queries = found.at + 2 * padded * size;
             for (int64_t j = 0; j < num_keys; j++) {
-                const int64_t place = lines[offsets[s] + j], block = j / LANES * size * LANES + j % LANES;
-                const Number *k = key + place * key_stride + head * size, *v = value + place * value_stride + head * size;
-                for (int64_t d = 0; d < size; d++) {
-                    keys.at[j * size + d] = blocks.at[block + d * LANES] = widen(k[d]);
-                    value_blocks[block + d * LANES] = widen(v[d]);
-                }
+                const int64_t place = lines[offsets[s] + j];
+                keys.put(j, key + place * key_stride + head * size);
+                values.put(j, value + place * value_stride + head * size);
             }
             for (int64_t i = 0; i < many; i++) {
                 const int64_t token = begin + i / group, at = firsts[s] + token, h = head * group + i % group;
                 const Number *o = out + (at * heads + h) * size, *g = grad + (at * heads + h) * size;
-                scaled(query + at * query_stride + h * size, queries + i * size, size, scale);
-                scaled(g, grads + i * size, size, 1.0f);
+                queries.put(i, query + at * query_stride + h * size);
+                grads.put(i, g);
                 vf centre{};
                 for (int64_t d = 0; d < size; d += LANES) centre += load(o + d) * load(g + d);
                 centres[i] = sum(centre);
                 norms[i] = normalisers[at * heads + h];
                 counts[i] = depths[s] + token + 1;
             }
-            differentiate({many, num_keys, size, queries, grads, centres, norms, counts, blocks.at, value_blocks, keys.at,
-                           found.at, found.at + padded * size, grad_queries});
+            differentiate<Part>({many, num_keys, size, queries, grads, centres, norms, counts, keys, values, found.at,
+                                 found.at + padded * size, grad_queries}, scale);
             for (int64_t i = 0; i < many; i++) {
                 Number *to = grad_query + ((firsts[s] + begin + i / group) * heads + head * group + i % group) * size;
-                scaled(grad_queries + i * size, to, size, scale);
+                scaled(grad_queries + i * size, to, size, 1.0f);
             }
             float *part = parts + 2 * size * (task[3] * kv_heads + head * num_keys);
             std::memcpy(part, found.at, num_keys * size * 4);

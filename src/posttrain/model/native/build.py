@@ -24,7 +24,7 @@ _SOURCES = (
     "product.cpp",
     "draft.cpp",
 )
-_HEADERS = ("vector.h", "attention.h", "newest.h", "sampling.h")
+_HEADERS = ("vector.h", "attention.h", "newest.h", "sampling.h", "words.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",

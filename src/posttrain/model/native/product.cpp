@@ -1,5 +1,6 @@
 // Products of few rows by a weight: it is laid out once, so that no step spends its time on that.
 #include "attention.h"
+#include "words.h"
 
 // Rows whose sums, two vectors each, stay in registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -8,25 +9,6 @@ constexpr int ROWS = 12;
 constexpr int ROWS = 6;
 #endif
 constexpr int64_t WORDS_TOGETHER = 1 << 16;  // inputs that stay in a core's second cache while weights pass by
-
-// A word is 32 bits: one number, or two neighbours of 16 bits whose products by their weights join a sum together.
-static inline vf add_words(vf sum, vf weight, float x, const float *) { return add_product(sum, weight, x); }
-#ifdef __AVX512BF16__
-static inline vf add_words(vf sum, vf weight, float x, const bf16 *) {
-    const __m512 both = _mm512_set1_ps(x);
-    return reinterpret_cast<vf>(_mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weight), reinterpret_cast<__m512bh>(both)));
-}
-#endif
-
-// rounded as processors do it that multiply such numbers
-static inline void put(float *p, vf x) { store(p, x); }
-static inline void put(bf16 *p, vf x) {
-#ifdef __AVX512BF16__
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
-#else
-    store(p, x);
-#endif
-}
 
 template <typename Number>
 static inline vf rounded(vf x) {

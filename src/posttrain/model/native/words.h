@@ -1,0 +1,47 @@
+// A word is 32 bits: one number, or two of 16 bits whose products by another word's join a sum together.
+#pragma once
+#include "vector.h"
+
+template <typename Number>
+constexpr int64_t OF_A_WORD = 4 / static_cast<int64_t>(sizeof(Number));
+
+// sum + words * x, whose numbers are of the type that the last argument points to
+static inline vf add_words(vf sum, vf words, float x, const float *) { return add_product(sum, words, x); }
+#ifdef __AVX512BF16__
+static inline vf add_words(vf sum, vf words, float x, const bf16 *) {
+    const __m512 both = _mm512_set1_ps(x);
+    return reinterpret_cast<vf>(_mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(words), reinterpret_cast<__m512bh>(both)));
+}
+#endif
+
+// rounded as processors do it that multiply such numbers
+static inline void put(float *p, vf x) { store(p, x); }
+static inline void put(bf16 *p, vf x) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+#else
+    store(p, x);
+#endif
+}
+
+// LANES words, of one number from each vector of `x`
+static inline void put_words(float *p, const vf *x, const float *) { store(p, *x); }
+static inline void put_words(float *p, const vf *x, const bf16 *) {
+    bf16 numbers[2][LANES];
+    put(numbers[0], x[0]);
+    put(numbers[1], x[1]);
+    const vf low = load(numbers[0]), high = load(numbers[1]);  // each in the upper half of its lanes
+    *reinterpret_cast<vu *>(p) = reinterpret_cast<const vu &>(low) >> 16 | reinterpret_cast<const vu &>(high);
+}
+
+// the numbers at `from` as those in place `which` of `count` words, where there were zeros
+static inline void put_among(float *words, const float *from, int64_t, int64_t count) {
+    std::memcpy(words, from, count * sizeof(float));
+}
+static inline void put_among(float *words, const bf16 *from, int64_t which, int64_t count) {
+    vu *to = reinterpret_cast<vu *>(words);
+    for (int64_t i = 0; i < count / LANES; i++) {
+        const vf high = load(from + i * LANES);
+        to[i] |= which == 0 ? reinterpret_cast<const vu &>(high) >> 16 : reinterpret_cast<const vu &>(high);
+    }
+}
