@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from posttrain.data import render
 from posttrain.data.render import Renderer
 from posttrain.errors import DataError, ModelError
 from posttrain.records import Message
@@ -238,15 +240,42 @@ def test_unused_turns_of_odd_templates_are_refused(chatml_tokenizer):
 
 def test_wrong_offsets_are_refused(chatml, monkeypatch):
     """Closes T6 for tokenizers whose offsets are off: targets that do not decode to the reply are refused."""
-    tokenise = chatml._tokenise
+    encode_all = chatml._encoder.encode_all
 
-    def shifted(text):
-        ids, places = tokenise(text)
-        return ids, [(max(start - 2, 0), max(end - 2, 0)) for start, end in places]
+    def shifted(texts):
+        for found in encode_all(texts):
+            yield replace(found, places=[(max(start - 2, 0), max(end - 2, 0)) for start, end in found.places])
 
-    monkeypatch.setattr(chatml, "_tokenise", shifted)
+    monkeypatch.setattr(chatml._encoder, "encode_all", shifted)
     with pytest.raises(DataError, match="row 'r': the targets decode to"):
         chatml.conversation([USER, REPLY], id="r")
+
+
+def test_many_at_once_are_as_each_alone(chatml, monkeypatch):
+    """Plain ones, one with a special token's text in it and refused ones, over the bounds of what runs together."""
+    monkeypatch.setattr(render, "_TOGETHER", 4)
+    escaped = Message("user", "What does <|im_end|> mean?")
+    talks = [
+        [USER, REPLY],
+        [escaped, REPLY],
+        [USER],
+        [],
+        CHAT,
+        [escaped],
+        [USER, REPLY],
+        CHAT,
+        [escaped, REPLY],
+    ]
+    found = list(chatml.conversations((str(i), talk) for i, talk in enumerate(talks)))
+    assert len(found) == len(talks)
+    for i, (talk, each) in enumerate(zip(talks, found, strict=True)):
+        if isinstance(each, DataError):
+            with pytest.raises(DataError) as alone:
+                chatml.conversation(talk, id=str(i))
+            assert str(each) == str(alone.value)
+        else:
+            assert each == chatml.conversation(talk, id=str(i))
+    assert [i for i, each in enumerate(found) if isinstance(each, DataError)] == [2, 3, 5]
 
 
 def test_refusals_name_the_row(chatml):

@@ -21,13 +21,16 @@ def pair_rows(
     """
     pairs: list[tuple[Row, Row]] = []
     tally = Tally()
-    for preference in preferences:
+    sides = (
+        (f"{preference.id}/{side}", messages)
+        for preference in preferences
+        for side, messages in (("chosen", preference.chosen), ("rejected", preference.rejected))
+    )
+    rows = renderer.conversations(sides, train_on="last")
+    for preference, chosen, rejected in zip(preferences, rows, rows, strict=True):
         name = preference.id
-        try:
-            chosen = renderer.conversation(preference.chosen, train_on="last", id=f"{name}/chosen")
-            rejected = renderer.conversation(preference.rejected, train_on="last", id=f"{name}/rejected")
-        except DataError as error:
-            tally.drop("refused", str(error))
+        if isinstance(chosen, DataError) or isinstance(rejected, DataError):
+            tally.drop("refused", str(chosen if isinstance(chosen, DataError) else rejected))
             continue
         longest = max(len(chosen.ids), len(rejected.ids))
         if longest > max_tokens:

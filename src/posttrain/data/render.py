@@ -11,28 +11,31 @@ Left out: tool calls and documents in templates, and continuing a partly written
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
+from posttrain.data.encode import Encoder, Text, Tokens, any_of
 from posttrain.data.templates import find_template
 from posttrain.errors import DataError, ModelError
 from posttrain.records import Message, Row
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 TrainOn = Literal["all", "last"]
-Tokens = tuple[list[int], list[tuple[int, int]]]
-"""Ids, and the characters [start, end) that each stands for."""
+_TOGETHER = 256
+"""Conversations that are tokenised at once."""
 
 _PLAIN = (Message("user", "Hello there."), Message("assistant", "Yes, it is."))
 
@@ -74,6 +77,10 @@ class Span:
     """After the token that closes the turn, if there is one."""
 
 
+LaidOut = tuple[str, list[Span]]
+"""A rendered text, and where each message lies in it."""
+
+
 class Renderer:
     """One tokenizer and one chat template: the only way from messages to tokens.
 
@@ -90,13 +97,8 @@ class Renderer:
             )
         self.tokenizer = tokenizer
         self.template = find_template(template) if template is not None else _own_template(tokenizer)
-        self.num_escaped = 0
-        """Special-token strings met inside messages so far and encoded as ordinary text."""
-        self._core = _core(tokenizer)
-        added = tokenizer.added_tokens_decoder
-        self._added_ids = {token.content: id for id, token in added.items()}
-        self._special = _any_of([token.content for token in added.values() if token.special])
-        self._closing = _any_of(list(self._added_ids), before=r"[ \t]*")
+        self._encoder = Encoder(tokenizer, lambda: self.text(_PLAIN * 2))
+        self._closing = any_of(list(self._encoder.added_ids), before=r"[ \t]*")
         self._frames: dict[tuple[tuple[str, ...], bool], Frame] = {}
         try:
             self._header = self._find_header()
@@ -126,8 +128,7 @@ class Renderer:
                 "a prompt ends in an assistant turn, so there is nothing left to write; drop that turn"
             )
         text, spans = self._lay_out(messages, generation_prompt=True)
-        ids, _ = self._encode(text, self._with_special_text(messages, spans))
-        return tuple(ids)
+        return tuple(self._encoder.encode(self._with_special_text(messages, text, spans)).ids)
 
     def conversation(self, messages: Sequence[Message], *, train_on: TrainOn = "all", id: str = "") -> Row:
         """Token ids with a mask that is True on what assistants say and the token that closes each turn.
@@ -136,10 +137,35 @@ class Renderer:
         header counts as the assistant's. `train_on="last"` keeps the last assistant turn only. Raises
         DataError, naming `id`, if there is no target or no mask is certain.
         """
-        try:
-            return Row(id, *self._ids_and_mask(messages, train_on))
-        except DataError as error:
-            raise DataError(f"row {id!r}: {error}" if id else str(error)) from error
+        (row,) = self.conversations([(id, messages)], train_on=train_on)
+        if isinstance(row, DataError):
+            raise row
+        return row
+
+    def conversations(
+        self, many: Iterable[tuple[str, Sequence[Message]]], *, train_on: TrainOn = "all"
+    ) -> Iterator[Row | DataError]:
+        """`conversation` of each id and its messages, in order, with the error in place of one that is refused.
+
+        Many are tokenised at once, by as many threads as the tokenizer takes (TOKENIZERS_PARALLELISM).
+        """
+        left = iter(many)
+        while some := list(islice(left, _TOGETHER)):
+            laid = [_or_error(self._lay_out, messages, generation_prompt=False) for _, messages in some]
+            texts = [
+                self._with_special_text(messages, *each)
+                for (_, messages), each in zip(some, laid, strict=True)
+                if not isinstance(each, DataError)
+            ]
+            tokens = self._encoder.encode_all(texts)
+            for (id, messages), each in zip(some, laid, strict=True):
+                found = each if isinstance(each, DataError) else next(tokens)
+                yield _or_error(self._row, id, messages, train_on, each, found)
+
+    @property
+    def num_escaped(self) -> int:
+        """Special-token strings met inside messages so far and encoded as ordinary text."""
+        return self._encoder.num_escaped
 
     @cached_property
     def _numbers(self) -> list[int]:
@@ -157,20 +183,38 @@ class Renderer:
         """sha256 over all that decides tokens here: template, tokenizer, special tokens, and a rendering."""
         parts = {
             "template": self.template,
-            "tokenizer": self._core.to_str(),
+            "tokenizer": self._encoder.core.to_str(),
             "special": {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
             "rendering": self.text(_PLAIN) + self.text(_PLAIN[:1], generation_prompt=True),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _ids_and_mask(
-        self, messages: Sequence[Message], train_on: TrainOn
-    ) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        text, spans = self._lay_out(messages, generation_prompt=False)
+    def _row(
+        self,
+        id: str,
+        messages: Sequence[Message],
+        train_on: TrainOn,
+        laid: LaidOut | DataError,
+        tokens: Tokens | DataError,
+    ) -> Row:
+        try:
+            if isinstance(laid, DataError):
+                raise laid
+            if isinstance(tokens, DataError):
+                raise tokens
+            mask = self._mask(messages, train_on, *laid, tokens)
+        except DataError as error:
+            raise DataError(f"row {id!r}: {error}" if id else str(error)) from error
+        return Row(id, tuple(map(self._numbers.__getitem__, tokens.ids)), tuple(mask.tolist()))
+
+    def _mask(
+        self, messages: Sequence[Message], train_on: TrainOn, text: str, spans: list[Span], tokens: Tokens
+    ) -> np.ndarray:
+        """(N,) bool: which of `tokens` are targets."""
+        ids = tokens.ids
         said = [span for span in spans if messages[span.message].role == "assistant"]
         said = said[-1:] if train_on == "last" else said
-        ids, places = self._encode(text, self._with_special_text(messages, spans))
-        starts, ends = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        starts, ends = np.array(tokens.places, dtype=np.int64).reshape(-1, 2).T
         mask = np.zeros(len(ids), dtype=bool)
         for span in said:
             inside = np.flatnonzero((starts < span.stop) & (ends > span.target))
@@ -180,9 +224,9 @@ class Renderer:
         mask[:1] = False  # nothing predicts a row's first token
         if not mask.any():
             raise DataError("there is no assistant turn to train on")
-        return tuple(map(self._numbers.__getitem__, ids)), tuple(mask.tolist())
+        return mask
 
-    def _lay_out(self, messages: Sequence[Message], *, generation_prompt: bool) -> tuple[str, list[Span]]:
+    def _lay_out(self, messages: Sequence[Message], *, generation_prompt: bool) -> LaidOut:
         """The rendered text and where each message lies in it."""
         text = self.text(messages, generation_prompt=generation_prompt)
         frame = self._frame(tuple(m.role for m in messages), generation_prompt)
@@ -263,7 +307,7 @@ class Renderer:
             for slot, message in enumerate(frame.order):
                 closed = self._closing.match(frame.after(slot))
                 if turns[message].role == "assistant" and closed:
-                    found.append(self._added_ids[closed[0].lstrip(" \t")])
+                    found.append(self._encoder.added_ids[closed[0].lstrip(" \t")])
         if self.tokenizer.eos_token_id is not None:
             found.append(self.tokenizer.eos_token_id)
         if not found:
@@ -272,62 +316,10 @@ class Renderer:
             )
         return tuple(dict.fromkeys(found))
 
-    def _with_special_text(self, messages: Sequence[Message], spans: Sequence[Span]) -> list[tuple[int, int]]:
-        """The spans of messages whose words contain the text of a special token."""
-        return [(s.start, s.end) for s in spans if self._special.search(messages[s.message].content)]
-
-    def _encode(self, text: str, tainted: Sequence[tuple[int, int]]) -> Tokens:
-        """Ids, and the characters that each stands for.
-
-        Special-token strings inside the `tainted` spans become ordinary text.
-        """
-        if not tainted:
-            return self._tokenise(text)
-        found = list(self._special.finditer(text))
-        kept = [m for m in found if not any(m.start() < end and m.end() > start for start, end in tainted)]
-        if not self._splits_cleanly:
-            names = ", ".join(sorted({m[0] for m in found if m not in kept}))
-            raise DataError(f"the text contains {names}, which this tokenizer cannot take as text; remove it")
-        self.num_escaped += len(found) - len(kept)
-        return self._tokenise_around(text, kept)
-
-    def _tokenise(self, text: str) -> Tokens:
-        found = self._core.encode(text, add_special_tokens=False)  # the template writes the BOS, if any
-        return found.ids, found.offsets
-
-    def _tokenise_as_text(self, text: str) -> Tokens:
-        found = self._text_core.encode(text, add_special_tokens=False)
-        return found.ids, found.offsets
-
-    @cached_property
-    def _text_core(self) -> Tokenizer:
-        """The tokenizer that takes special-token strings as ordinary text."""
-        core = copy.deepcopy(self._core)
-        core.encode_special_tokens = True
-        return core
-
-    def _tokenise_around(self, text: str, kept: Sequence[re.Match[str]]) -> Tokens:
-        """Only the special tokens in `kept` are taken as such; what lies between is ordinary text."""
-        ids: list[int] = []
-        offsets: list[tuple[int, int]] = []
-        position = 0
-        for match in [*kept, None]:
-            end = match.start() if match else len(text)
-            piece, places = self._tokenise_as_text(text[position:end])
-            ids += piece
-            offsets += [(position + start, position + stop) for start, stop in places]
-            if match:
-                ids.append(self._added_ids[match[0]])
-                offsets.append(match.span())
-                position = match.end()
-        return ids, offsets
-
-    @cached_property
-    def _splits_cleanly(self) -> bool:
-        """True if tokenising between special tokens gives what tokenising whole gives; Metaspace may not."""
-        text = self.text(_PLAIN * 2)
-        around, _ = self._tokenise_around(text, list(self._special.finditer(text)))
-        return around == self._tokenise(text)[0]
+    def _with_special_text(self, messages: Sequence[Message], text: str, spans: Sequence[Span]) -> Text:
+        """`text`, tainted by the messages whose words contain the string of a special token."""
+        special = self._encoder.special
+        return Text(text, [(s.start, s.end) for s in spans if special.search(messages[s.message].content)])
 
     def _check(self, ids: list[int], expected: str) -> None:
         """Refuse a mask whose tokens do not say what the assistant says."""
@@ -335,7 +327,7 @@ class Renderer:
         if said == expected:
             return
         # Normalising tokenizers do not give a text back exactly; compare with what they make of it alone.
-        again = self._decode_whole(self._tokenise(expected)[0])
+        again = self._decode_whole(self._encoder.plain(expected).ids)
         if said.lstrip(" ") != again.lstrip(" "):
             raise DataError(f"the targets decode to {said[:80]!r} instead of {expected[:80]!r}")
 
@@ -352,27 +344,14 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
         ) from error
 
 
-def _any_of(strings: Sequence[str], *, before: str = "") -> re.Pattern[str]:
-    """A pattern for any of the strings, the longest first, as tokenizers match them."""
-    choice = "|".join(re.escape(s) for s in sorted(set(strings), key=len, reverse=True) if s)
-    return re.compile(f"{before}(?:{choice})" if choice else r"(?!)")
+def _or_error(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | DataError:
+    """What `make` gives, or the DataError that it raises."""
+    try:
+        return make(*args, **kwargs)
+    except DataError as error:
+        return error
 
 
 def _marker(message: int | str) -> str:
     """A word that stands for a message's content; it is looked for only in texts without real contents."""
     return f"Zslot{message}Z"
-
-
-def _core(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the tokenizer's engine that does nothing but tokenise.
-
-    It has no truncation or padding left behind by others, and reports offsets as they are: byte-level
-    tokenizers otherwise leave spaces out of them, so that indentation would be no target.
-    """
-    from tokenizers import processors
-
-    core: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
-    core.no_truncation()
-    core.no_padding()
-    core.post_processor = processors.Sequence([])
-    return core

@@ -48,15 +48,15 @@ def sft_rows(
     """
     rows: list[Row] = []
     tally = Tally()
+    spoken = []
     for conversation in conversations:
-        name = conversation.id
-        if not any(m.role == "assistant" for m in conversation.messages):
-            tally.drop("no_assistant_turn", f"{name}: no assistant turn")
-            continue
-        try:
-            row = renderer.conversation(conversation.messages, id=name)
-        except DataError as error:
-            tally.drop("refused", str(error))
+        if any(m.role == "assistant" for m in conversation.messages):
+            spoken.append((conversation.id, conversation.messages))
+        else:
+            tally.drop("no_assistant_turn", f"{conversation.id}: no assistant turn")
+    for (name, _), row in zip(spoken, renderer.conversations(spoken), strict=True):
+        if isinstance(row, DataError):
+            tally.drop("refused", str(row))
             continue
         if len(row.ids) > max_tokens:
             tally.drop("too_long", f"{name}: {len(row.ids):,} tokens, max_tokens is {max_tokens:,}")

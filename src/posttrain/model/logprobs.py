@@ -115,8 +115,8 @@ def token_logprobs(
     """(M,) float32 nats: log softmax(hidden @ weight^T / temperature) at `targets`.
 
     hidden is (M, H) in the compute dtype, weight (V, H), targets (M,) int64. Softmax is in float32.
-    Exact in value and gradient whatever `chunk_rows` is. `accumulate` adds the gradient of weight, a leaf, to
-    its `grad` in the backward pass, and autograd gets none: it would make a whole one and add it. Raises ValueError if temperature <= 0.
+    Exact in value and gradient whatever `chunk_rows` is. With `accumulate` weight is a leaf whose `grad` the backward
+    pass adds to, and autograd gets none: it would make a whole one and add it. Raises ValueError if temperature <= 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need one above 0")
