@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from posttrain.model import logprobs as module
 from posttrain.model.logprobs import token_logprobs
 
 ROWS, HIDDEN, VOCAB = 23, 16, 37
@@ -122,3 +123,15 @@ def test_bfloat16_hidden_states_give_float32_log_probabilities_and_weight_gradie
     exact.sum().backward()
     assert (found.double() - exact).abs().max() < 0.1  # logits of about 4, rounded to 1/64
     assert (master.grad.double() - wide[1].grad).abs().max() < 0.05 * wide[1].grad.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_added_in_place_are_autograds(dtype, monkeypatch):
+    """Over blocks of the vocabulary whose last is a rest, on top of what was there, and where there was nothing."""
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 7)
+    hidden, weight, targets = inputs()
+    hidden, weight = hidden.to(dtype), weight.float().requires_grad_()
+    (expected,) = torch.autograd.grad(token_logprobs(hidden, weight, targets, chunk_rows=5).sum(), weight)
+    for times in (1, 2):
+        token_logprobs(hidden, weight, targets, chunk_rows=5, accumulate=True).sum().backward()
+        torch.testing.assert_close(weight.grad, times * expected, rtol=1e-6, atol=1e-6)

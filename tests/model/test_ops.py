@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from posttrain.model.ops import rms_norm, rotary, swiglu
+from posttrain.model.ops import embedded, rms_norm, rotary, swiglu
 
 EPS = 0.3
 """Large, so that leaving it out shows."""
@@ -136,3 +137,19 @@ def test_rms_norm_may_widen_or_narrow():
     (exact,) = torch.autograd.grad(rms_norm(x, weight, EPS).sum(), x)
     assert slope.dtype == torch.float32
     torch.testing.assert_close(slope, exact)
+
+
+def test_embedded_rows_add_their_gradients_in_place():
+    """Tokens that come twice count twice, and what was there stays."""
+    weight = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ids = torch.tensor([4, 1, 4, 0])
+    by = torch.arange(12.0).view(4, 3)
+    (expected,) = torch.autograd.grad((F.embedding(ids, weight) * by).sum(), weight)
+    found = embedded(ids, weight)
+    assert torch.equal(found, weight[ids])
+    (found * by).sum().backward()
+    assert torch.equal(weight.grad, expected)
+    (embedded(ids, weight) * by).sum().backward()
+    assert torch.equal(weight.grad, 2 * expected)
+    with torch.no_grad():
+        assert not embedded(ids, weight).requires_grad

@@ -12,6 +12,8 @@ from posttrain.config.sizing_model import ModelShape
 
 CHUNK_ROWS = 512
 """Positions whose logits exist at once (`model/logprobs.py`)."""
+BLOCK_ROWS = 4096
+"""Rows of the output projection whose gradient is computed at once (the same)."""
 
 
 def layer_bytes(
@@ -50,20 +52,17 @@ def hidden_bytes(shape: ModelShape, batch: MicroBatch, width: int, *, scores: bo
 def projection_bytes(
     shape: ModelShape, batch: MicroBatch, width: int, *, trained: bool, on_cpu: bool
 ) -> float:
-    """The output projection at its largest: a chunk's logits, the weight cast, its gradient in three forms."""
+    """The output projection at its largest: a chunk's logits, the weight cast, and of its gradient the block that comes
+    next, in bfloat16 and widened to be added.
+    """
     chunk = min(CHUNK_ROWS, batch.targets) * shape.vocab
-    weight = shape.embedding_parameters
     narrow = width < 4
-    cast = width * weight if narrow and trained else 0
+    cast = width * shape.embedding_parameters if narrow and trained else 0
     # the CPU's kernels read logits as they are, and leave the gradient in their place; elsewhere there are float32
-    # logits, and their exponentials while they are summed
-    forward = width * chunk if on_cpu else 2 * 4 * chunk
-    if not trained:
-        return float(cast + forward)
-    # the sum; in bfloat16 a chunk's share beside it, and that share widened to be added
-    gradient = 4 * weight + ((width + 4) * weight if narrow else 0)
-    backward = width * chunk if on_cpu else 4 * chunk + (width * chunk if narrow else 0)
-    return float(cast + max(forward, gradient + backward))
+    # logits too, and their exponentials while they are summed
+    logits = width * chunk if on_cpu else (width + 2 * 4) * chunk
+    block = (width + 4) * min(BLOCK_ROWS, shape.vocab) * shape.hidden if narrow and trained else 0
+    return float(cast + logits + block)
 
 
 def layer_scratch(shape: ModelShape, lora: LoRA | None, batch: MicroBatch, width: int, fleet: Fleet) -> float:

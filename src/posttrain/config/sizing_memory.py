@@ -26,7 +26,7 @@ PARTS: Mapping[str, str] = {
     "gradients": "float32, of what is trained",
     "moments": "AdamW's two, float32, of what is trained",
     "activations": "what the backward pass reads",
-    "logits": "the output projection's chunk of logits, and its gradient in the making",
+    "logits": "the output projection's chunk of logits, and the block of its gradient that comes next",
     "scratch": "the largest temporaries of a layer, of adapters being merged, or of prompts being read",
     "reference": "the frozen policy that a KL divergence is measured to",
     "value model": "PPO's second model with its gradients and moments, and the reward model if it scores",
@@ -176,25 +176,24 @@ def _learning(load: Load, held: dict[str, float], sampler: SamplerSize) -> list[
     if getattr(load.settings, "generate_ahead", 0):
         # else the generator has no weights while its policy learns
         held = held | {"sampler": sampler.weights, "KV cache": sampler.cache}
-    embedding = WIDE * shape.embedding_parameters if lora is None else 0.0
     at_head = held | {
         "weights cast": _cast(load),
         "activations": shape.num_layers * stored + hidden_bytes(shape, batch, width, scores=scores),
+        # the projection's is the first
+        "gradients": 0.0 if scores or lora is not None else WIDE * float(shape.embedding_parameters),
         "logits": 0.0
         if scores
         else projection_bytes(shape, batch, width, trained=lora is None, on_cpu=on_cpu),
         "scratch": 0.0,
     }
     in_layer = at_head | {
-        # a tied projection's gradient waits for the embedding's
-        "logits": embedding if shape.tied and not scores else 0.0,
+        "logits": 0.0,
         "scratch": (layer if recomputes else 0.0) + layer_scratch(shape, lora, batch, width, load.fleet),
     }
     at_end = held | {
         "weights cast": _cast(load),
         "gradients": gradients,
         "activations": layer,
-        "logits": embedding * (2 if shape.tied and not scores else 1) if load.fleet.count == 1 else 0.0,
     }
     largest = max(at_head, in_layer, key=lambda parts: sum(parts.values()))
     if batch.per_update > 1:
