@@ -54,7 +54,14 @@ def curves(axes: Any) -> None:
         strict=True,
     ):
         points = rows.get(name, [])
-        axis.plot([p[by] for p in points], [p["tokens_per_second"] for p in points], "o-", color=BAR, lw=1.6)
+        axis.plot(
+            [p[by] for p in points],
+            [p["tokens_per_second"] for p in points],
+            "o-",
+            color=BAR,
+            lw=1.6,
+            clip_on=False,
+        )
         axis.set_xscale("log", base=2)
         axis.set_xticks([p[by] for p in points], [str(p[by]) for p in points])
         axis.minorticks_off()
