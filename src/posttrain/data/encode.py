@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from posttrain.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +69,11 @@ class Encoder:
         # the template writes the BOS, if any
         found = iter(self.core.encode_batch(plain, add_special_tokens=False))
         # one after the other: a thousand places of a thousand texts are much for Python's collector to look through
-        return (self._or_error(text) if text.tainted else Tokens.of(next(found)) for text in texts)
+        return (or_error(self._around, text) if text.tainted else Tokens.of(next(found)) for text in texts)
 
     def plain(self, text: str) -> Tokens:
         """The tokens of a text, special ones wherever their strings are."""
         return Tokens.of(self.core.encode(text, add_special_tokens=False))
-
-    def _or_error(self, text: Text) -> Tokens | DataError:
-        try:
-            return self._around(text)
-        except DataError as error:
-            return error
 
     def _around(self, text: Text) -> Tokens:
         found = list(self.special.finditer(text.text))
@@ -116,6 +113,14 @@ class Encoder:
         """True if tokenising between special tokens gives what tokenising whole gives; Metaspace may not."""
         text = self._sample()
         return self._tokenise_around(text, self.special.finditer(text)).ids == self.plain(text).ids
+
+
+def or_error(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | DataError:
+    """What `make` gives, or the DataError that it raises."""
+    try:
+        return make(*args, **kwargs)
+    except DataError as error:
+        return error
 
 
 def any_of(strings: Sequence[str], *, before: str = "") -> re.Pattern[str]:

@@ -14,24 +14,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from posttrain.data.encode import Encoder, Text, Tokens, any_of
+from posttrain.data.encode import Encoder, Text, Tokens, any_of, or_error
 from posttrain.data.templates import find_template
 from posttrain.errors import DataError, ModelError
 from posttrain.records import Message, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 TrainOn = Literal["all", "last"]
 _TOGETHER = 256
@@ -151,7 +148,7 @@ class Renderer:
         """
         left = iter(many)
         while some := list(islice(left, _TOGETHER)):
-            laid = [_or_error(self._lay_out, messages, generation_prompt=False) for _, messages in some]
+            laid = [or_error(self._lay_out, messages, generation_prompt=False) for _, messages in some]
             texts = [
                 self._with_special_text(messages, *each)
                 for (_, messages), each in zip(some, laid, strict=True)
@@ -160,7 +157,7 @@ class Renderer:
             tokens = self._encoder.encode_all(texts)
             for (id, messages), each in zip(some, laid, strict=True):
                 found = each if isinstance(each, DataError) else next(tokens)
-                yield _or_error(self._row, id, messages, train_on, each, found)
+                yield or_error(self._row, id, messages, train_on, each, found)
 
     @property
     def num_escaped(self) -> int:
@@ -342,14 +339,6 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
         raise ModelError(
             "the tokenizer has no chat template; name one, such as chat_template: tulu"
         ) from error
-
-
-def _or_error(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | DataError:
-    """What `make` gives, or the DataError that it raises."""
-    try:
-        return make(*args, **kwargs)
-    except DataError as error:
-        return error
 
 
 def _marker(message: int | str) -> str:
