@@ -41,6 +41,7 @@ def show_environment(console: Console) -> None:
     import torch
 
     from posttrain.data.cache import cache_folder
+    from posttrain.model.native.allocator import fit_blocks
     from posttrain.model.native.build import library, status
     from posttrain.model.resolve import cache_dir
     from posttrain.train.manifest import describe_machine, describe_versions
@@ -61,6 +62,7 @@ def show_environment(console: Console) -> None:
     native = fast or bool({"avx512_bf16", "amx_bf16"} & flags)
     grid.add_row("bfloat16", "in hardware" if native else "emulated: float32 is faster here")
     grid.add_row("kernels", f"{'ours' if library() is not None else 'PyTorch only'}: {status()}")
+    grid.add_row("allocator", fit_blocks())
     grid.add_row("memory", f"{machine['ram_gib']} GiB")
     grid.add_row("model cache", _disk(cache_dir()))
     grid.add_row("token cache", _disk(cache_folder()))

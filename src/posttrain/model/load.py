@@ -10,6 +10,7 @@ import torch
 from posttrain.errors import ModelError
 from posttrain.model.decoder import Shape
 from posttrain.model.memory import keep_pages
+from posttrain.model.native.allocator import fit_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,6 +78,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
 def settle(model: Any, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """`model` on `device`, ready to read: matrices in `dtype`, vectors in float32, dropout off."""
     keep_pages()
+    fit_blocks()
     for parameter in model.parameters():
         is_matrix = parameter.dim() > 1
         # vectors are copied even when they fit: a view of one would keep the whole file mapped

@@ -1,20 +1,14 @@
-"""The kernels' shared library: compiled on first use, kept in the cache, absent where there is no compiler."""
+"""The kernels: which there are, for which numbers, and how one is called."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from posttrain.model.cache import cache_dir
+from posttrain.model.native.compile import TORCH, load
 
 _SOURCES = (
     "elementwise.cpp",
@@ -115,52 +109,8 @@ def status() -> str:
 
 @lru_cache(maxsize=1)
 def _found() -> tuple[ctypes.CDLL | None, str]:
-    if os.environ.get("POSTTRAIN_NATIVE", "1") == "0":
-        return None, "switched off by POSTTRAIN_NATIVE=0"
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return None, "no C++ compiler found"
-    openmp = next(iter((Path(torch.__file__).parent / "lib").glob("libgomp*")), None)
+    # torch's own OpenMP, so that both share one pool of threads
+    openmp = next(iter((TORCH / "lib").glob("libgomp*")), None)
     if openmp is None:
         return None, "PyTorch's OpenMP is not GNU's"
-    try:
-        path = _compiled(compiler, openmp)
-        return ctypes.CDLL(str(path)), f"compiled with {Path(compiler).name}"
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or ["no message"]
-        return None, f"{compiler} failed: {next((line for line in lines if 'error' in line), lines[-1])}"
-    except OSError as error:
-        return None, f"{compiler} could not be used: {error}"
-
-
-def _compiled(compiler: str, openmp: Path) -> Path:
-    """The library for these sources, flags, compiler and processor; two processes may build it at once."""
-    here = Path(__file__).parent
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [(here / name).read_text(encoding="utf-8") for name in (*_HEADERS, *_SOURCES)]
-    made_of = "\0".join([*parts, *_FLAGS, version, str(openmp), _processor()])
-    folder = cache_dir() / "native"
-    path = folder / f"{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.so"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        writing = path.with_name(f"{path.stem}.{os.getpid()}.writing")
-        # torch's own OpenMP, so that both share one pool of threads
-        command = [
-            compiler,
-            *_FLAGS,
-            *(str(here / name) for name in _SOURCES),
-            "-o",
-            str(writing),
-            str(openmp),
-        ]
-        subprocess.run(command, capture_output=True, text=True, check=True)
-        writing.replace(path)
-    return path
-
-
-def _processor() -> str:
-    """What `-march=native` depends on: a cache folder may be shared by machines."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    return "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
+    return load(_SOURCES, headers=_HEADERS, flags=(*_FLAGS, str(openmp)))
