@@ -98,8 +98,7 @@ def test_a_freed_block_takes_the_next_of_its_size():
             env=dict(os.environ),
         )
         grown[mode] = int(done.stdout)
-    assert grown["fitting"] < MIB
-    assert grown["plain"] > 40 * MIB
+    assert grown["fitting"] <= 2 * MIB < grown["plain"]  # 6 or 49 MiB, by where the heap begins
 
 
 SIZES = """

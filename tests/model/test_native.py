@@ -357,9 +357,9 @@ def test_bfloat16_products_have_the_learners_bits(outputs, inputs, rows):
 
 @pytest.fixture
 def found_anew():
-    product._stretch.cache_clear()
+    product.stretch_of.cache_clear()
     yield
-    product._stretch.cache_clear()
+    product.stretch_of.cache_clear()
 
 
 @needs_bfloat16

@@ -1,6 +1,4 @@
 // Causal attention over the segments of a tree, and of newest tokens over a cache.
-#include <vector>
-
 #include "newest.h"
 
 constexpr int CHUNK = 64;  // query tokens of one task
@@ -56,51 +54,22 @@ static void attend_segments(const Number *query, int64_t query_stride, const Num
     }
 }
 
-// Newest tokens: row a is token lengths[a] of a sample whose first depths[a] tokens lie in a trunk and the others in
-// slots[a]; rows may be tokens of one slot in a row. Row a's key and value join its slot, then its queries attend to all
-// lengths[a] tokens. projected is (rows, heads + 2 kv_heads, size): queries, keys, values; cos and sin (rows, size / 2);
-// keys are (slots, kv_heads, capacity / LANES, size, LANES), values (slots, kv_heads, capacity, size), and of one layer, as
-// are trunks[a * 2] and trunks[a * 2 + 1], (layers, kv_heads, depth / LANES, size, LANES) and (layers, kv_heads, depth, size).
-// tasks are (num_tasks, 2): rows, of one trunk, from the first `order` on, at most `most`. out is (rows, heads, size).
+// Newest tokens: each one's key and value join its slot, then its queries attend to all of its sample's tokens. See Crowd.
 template <typename Number>
 static void attend_newest(const Number *projected, const Number *cos, const Number *sin, Number *keys, Number *values,
                           const Number *const *trunks, const int64_t *depths, const int64_t *slots, const int64_t *lengths,
                           const int64_t *order, const int64_t *tasks, int64_t num_tasks, int64_t most, int64_t rows,
                           int64_t layer, int64_t longest, int64_t capacity, int64_t heads, int64_t kv_heads, int64_t size,
                           Number *out, int threads) {
-    const Heads n{heads, kv_heads, size};
-    auto token = [&](int64_t row) {
-        const int64_t angle = row * size / 2;
-        return Token<Number>{projected + row * (heads + 2 * kv_heads) * size, cos + angle, sin + angle, out + row * heads * size};
-    };
-    auto place = [&](int64_t row, int64_t head) {
-        const int64_t own = (slots[row] * kv_heads + head) * capacity * size;
-        const int64_t shared = (layer * kv_heads + head) * depths[row] * size;
-        const bool has = depths[row] > 0;
-        return Place<Number>{has ? trunks[row * 2] + shared : nullptr, has ? trunks[row * 2 + 1] + shared : nullptr,
-                             keys + own, values + own, depths[row], lengths[row]};
-    };
+    const Crowd<Number> crowd{{heads, kv_heads, size}, cos, sin, trunks, depths, slots, lengths, order, tasks,
+                              num_tasks, most, longest, capacity};
+    const Attending<Number> here{crowd, projected, out, keys, values, layer, false};
 #pragma omp parallel num_threads(threads)
     {
-        const Room room(n, most, longest);
-        std::vector<Token<Number>> tokens(most);
-        std::vector<Place<Number>> places(most);
+        const Room room(crowd.n, most, longest);
 #pragma omp for schedule(static)
-        for (int64_t each = 0; each < rows * kv_heads; each++)
-            keep_newest(token(each / kv_heads), place(each / kv_heads, each % kv_heads), n, each % kv_heads);
-        // a few stretches for each thread, so that what it asks memory for next is what comes next
-        const int64_t all = num_tasks * kv_heads, stretch = 1 + all / (8 * threads);
-#pragma omp for schedule(dynamic, stretch)
-        for (int64_t each = 0; each < all; each++) {
-            const int64_t first = tasks[each / kv_heads * 2], count = tasks[each / kv_heads * 2 + 1], head = each % kv_heads;
-            for (int64_t i = 0; i < count; i++) {
-                tokens[i] = token(order[first + i]);
-                places[i] = place(order[first + i], head);
-            }
-            const int64_t after = each + 1 < all ? each + 1 : each;
-            const Place<Number> next = place(order[tasks[after / kv_heads * 2]], after % kv_heads);
-            attend_newest_at(tokens.data(), places.data(), count, n, head, room, next);
-        }
+        for (int64_t row = 0; row < rows; row++) here.keep(row, row + 1);
+        here.attend_all(room, threads);
     }
 }
 

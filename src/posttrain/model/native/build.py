@@ -16,9 +16,10 @@ _SOURCES = (
     "attention_backward.cpp",
     "sampling.cpp",
     "product.cpp",
+    "layers.cpp",
     "draft.cpp",
 )
-_HEADERS = ("vector.h", "attention.h", "newest.h", "sampling.h", "words.h")
+_HEADERS = ("vector.h", "attention.h", "newest.h", "norm.h", "product.h", "sampling.h", "words.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -52,6 +53,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "attend_segments": (*(_P, _N) * 3, *(_P,) * 6, _N, _N, _N, _N, _P, _P),
     "attend_segments_backward": (*(_P, _N) * 3, *(_P,) * 8, _N, _N, _N, _N, *(_P,) * 4),
     "attend_newest": (*(_P,) * 11, *(_N,) * 9, _P),
+    "run_layers": (*(_P,) * 16, *(_N,) * 6, _P, _F),
     "draft_tokens": (*(_P,) * 11, _N, _P, _N, _N, _N, _P, _F, _F),
 }
 """Each kernel's arguments: pointers, counts, numbers. The number of threads comes last and is put in by `call`."""

@@ -1,6 +1,7 @@
 // Tokens drawn ahead with a copy of the model whose matrices are 8-bit: guesses that the model itself then checks, all in
 // one pass. One token at a time reads every weight, so half of the bytes are half of the time.
 #include "newest.h"
+#include "norm.h"
 #include "sampling.h"
 
 constexpr int ROWS = 4;           // of a matrix, multiplied together
@@ -56,15 +57,6 @@ static void multiply_gated(const Matrix &by, int64_t inner, const float *x, int6
     }
 }
 
-// x / sqrt(mean(x^2) + eps) * weight; x itself without a weight
-template <typename X>
-static void normalise(const X *x, const float *weight, int64_t size, float eps, X *out) {
-    vf squares{};
-    for (int64_t i = 0; i < size; i += LANES) squares += load(x + i) * load(x + i);
-    const float by = 1.0f / std::sqrt(sum(squares) / static_cast<float>(size) + eps);
-    for (int64_t i = 0; i < size; i += LANES) store(out + i, weight == nullptr ? load(x + i) : load(x + i) * by * load(weight + i));
-}
-
 // `count` tokens after `first`, the newest of slot 0 at place length - 1; ids[i] is drawn by noise[i], or the likeliest
 // if the temperature is 0. embedding is (vocab, hidden); cos and sin (count, head / 2) from that place on; keys and values
 // are the whole cache, (layers, slots, ...), whose places from length - 1 on are written, `depth` tokens fewer: these lie in
@@ -88,9 +80,9 @@ static void draft_tokens(const Layer *layers, const Matrix *head, const float *n
         for (int64_t i = 0; i < count; i++) {
             const Number *newest = embedding + (i == 0 ? first : ids[i - 1]) * n.hidden;
             for (int64_t j = 0; j < n.hidden; j += LANES) store(stream.at + j, load(newest + j));
-            auto join = [&](const float *leaving) {
+            auto add = [&](const float *leaving) {
                 normalise(added.at, leaving, n.hidden, eps, entering.at);
-                for (int64_t j = 0; j < n.hidden; j++) stream.at[j] += entering.at[j];
+                join(stream.at, entering.at, n.hidden);
             };
             for (int64_t index = 0; index < n.layers; index++) {
                 const Layer &layer = layers[index];
@@ -116,11 +108,11 @@ static void draft_tokens(const Layer *layers, const Matrix *head, const float *n
                 }
                 for (int64_t j = 0; j < attended; j += LANES) store(entering.at + j, load(mixed + j));
                 multiply(layer.out, n.hidden, entering.at, attended, added.at);
-                join(layer.attention_out);
+                add(layer.attention_out);
                 normalise(stream.at, layer.mlp_in, n.hidden, eps, entering.at);
                 multiply_gated(layer.gate_up, n.inner, entering.at, n.hidden, gated.at);
                 multiply(layer.down, n.hidden, gated.at, n.inner, added.at);
-                join(layer.mlp_out);
+                add(layer.mlp_out);
             }
             normalise(stream.at, norm, n.hidden, eps, entering.at);
             multiply(*head, n.vocab, entering.at, n.hidden, logits);

@@ -1,26 +1,13 @@
 // The memory-bound parts of a decoder, each in one pass over its data. Lengths are multiples of 16 lanes.
 // Rows are shared out in fixed stretches, so a sum over rows depends on the number of threads and on nothing else.
-#include <cmath>
 #include <vector>
 
-#include "vector.h"
-
-template <typename In>
-static inline float inverse_root_mean_square(const In *x, int64_t size, float eps) {
-    vf squares{};
-    for (int64_t i = 0; i < size; i += LANES) squares += load(x + i) * load(x + i);
-    return 1.0f / std::sqrt(sum(squares) / size + eps);
-}
+#include "norm.h"
 
 template <typename In, typename Out>
 static void rms_norm(const In *x, const float *weight, Out *out, int64_t rows, int64_t size, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 3)
-    for (int64_t row = 0; row < rows; row++) {
-        const In *from = x + row * size;
-        float scale = inverse_root_mean_square(from, size, eps);
-        for (int64_t i = 0; i < size; i += LANES)
-            store(out + row * size + i, load(from + i) * scale * load(weight + i));
-    }
+    for (int64_t row = 0; row < rows; row++) normalise(x + row * size, weight, size, eps, out + row * size);
 }
 
 // x, float32, gets y added in place; `out` gets the norm of the sum
@@ -29,11 +16,8 @@ static void add_rms_norm(float *x, const Number *y, const float *weight, Number 
                          int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 3)
     for (int64_t row = 0; row < rows; row++) {
-        float *at = x + row * size;
-        for (int64_t i = 0; i < size; i += LANES) store(at + i, load(at + i) + load(y + row * size + i));
-        float scale = inverse_root_mean_square(at, size, eps);
-        for (int64_t i = 0; i < size; i += LANES)
-            store(out + row * size + i, load(at + i) * scale * load(weight + i));
+        join(x + row * size, y + row * size, size);
+        normalise(x + row * size, weight, size, eps, out + row * size);
     }
 }
 

@@ -1,5 +1,7 @@
 // Newest tokens of samples: they join their slots in the cache, and attend to all that is before them.
 #pragma once
+#include <vector>
+
 #include "attention.h"
 
 // Rotate one head by its position's angles (size / 2 of each).
@@ -83,3 +85,66 @@ static void attend_newest_at(const Token<Number> *tokens, const Place<Number> *p
     for (int64_t i = 0; i < many; i++)
         scaled(room.sums.at + i * size, tokens[i / group].out + (head * group + i % group) * size, size, room.scales.at[i]);
 }
+
+// The newest tokens of many samples. Row a is token lengths[a] of a sample whose first depths[a] tokens lie in a trunk and
+// the others in slots[a]; rows may be tokens of one slot in a row. cos and sin are (rows, size / 2); keys (slots, kv_heads,
+// capacity / LANES, size, LANES) and values (slots, kv_heads, capacity, size) of one layer, as are trunks[a * 2] and
+// trunks[a * 2 + 1], (layers, kv_heads, depth / LANES, size, LANES) and (layers, kv_heads, depth, size). tasks are
+// (num_tasks, 2): rows, of one trunk, from the first `order` on, at most `most`.
+template <typename Number>
+struct Crowd {
+    Heads n;
+    const Number *cos, *sin;
+    const Number *const *trunks;
+    const int64_t *depths, *slots, *lengths, *order, *tasks;
+    int64_t num_tasks, most, longest, capacity;
+
+    Place<Number> place(int64_t row, int64_t head, int64_t layer, Number *keys, Number *values) const {
+        const int64_t own = (slots[row] * n.kv_heads + head) * capacity * n.size;
+        const int64_t shared = (layer * n.kv_heads + head) * depths[row] * n.size;
+        const bool has = depths[row] > 0;
+        return {has ? trunks[row * 2] + shared : nullptr, has ? trunks[row * 2 + 1] + shared : nullptr,
+                keys + own, values + own, depths[row], lengths[row]};
+    }
+};
+
+// A layer for a crowd: projected is (rows, heads + 2 kv_heads, size), queries, keys, values; out (rows, heads, size). Both
+// have their rows in the order of tasks where `is_ordered`.
+template <typename Number>
+struct Attending {
+    const Crowd<Number> &of;
+    const Number *projected;
+    Number *out, *keys, *values;
+    int64_t layer;
+    bool is_ordered;
+
+    Token<Number> token(int64_t at) const {
+        const int64_t row = of.order[at], line = is_ordered ? at : row, angle = row * of.n.size / 2;
+        return {projected + line * (of.n.heads + 2 * of.n.kv_heads) * of.n.size, of.cos + angle, of.sin + angle,
+                out + line * of.n.heads * of.n.size};
+    }
+    Place<Number> place(int64_t at, int64_t head) const { return of.place(of.order[at], head, layer, keys, values); }
+
+    // keys and values of rows from `at` on join their slots
+    void keep(int64_t at, int64_t end) const {
+        for (; at < end; at++)
+            for (int64_t head = 0; head < of.n.kv_heads; head++) keep_newest(token(at), place(at, head), of.n, head);
+    }
+    // task `each` / kv_heads at one key head; `after` is the one that comes after it
+    void attend(int64_t each, int64_t after, const Room &room) const {
+        const int64_t first = of.tasks[each / of.n.kv_heads * 2], count = of.tasks[each / of.n.kv_heads * 2 + 1];
+        const int64_t head = each % of.n.kv_heads;
+        std::vector<Token<Number>> tokens;
+        std::vector<Place<Number>> places;
+        for (int64_t i = first; i < first + count; i++) tokens.push_back(token(i)), places.push_back(place(i, head));
+        const Place<Number> next = place(of.tasks[after / of.n.kv_heads * 2], after % of.n.kv_heads);
+        attend_newest_at(tokens.data(), places.data(), count, of.n, head, room, next);
+    }
+    // all tasks, shared among the threads, which meet at the end
+    void attend_all(const Room &room, int threads) const {
+        // a few stretches for each thread, so that what it asks memory for next is what comes next
+        const int64_t all = of.num_tasks * of.n.kv_heads, stretch = 1 + all / (8 * threads);
+#pragma omp for schedule(dynamic, stretch)
+        for (int64_t each = 0; each < all; each++) attend(each, each + 1 < all ? each + 1 : each, room);
+    }
+};

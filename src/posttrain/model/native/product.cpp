@@ -1,77 +1,14 @@
 // Products of few rows by a weight: it is laid out once, so that no step spends its time on that.
-#include "attention.h"
-#include "words.h"
+#include "product.h"
 
-// Rows whose sums, two vectors each, stay in registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int ROWS = 12;
-#else
-constexpr int ROWS = 6;
-#endif
-constexpr int64_t WORDS_TOGETHER = 1 << 16;  // inputs that stay in a core's second cache while weights pass by
+#include <omp.h>
 
-template <typename Number>
-static inline vf rounded(vf x) {
-    Number at[LANES];
-    put(at, x);
-    return load(at);
-}
-
-// MANY rows times the strip of VECTORS x LANES outputs at `strip`. After each LANES inputs memory is asked for `lines` more
-// lines of the strip at `ahead`, which is the next: asked for at once they would have to wait for each other.
-template <int MANY, int VECTORS, bool GATED, typename Number>
-static inline void multiply_strip(const float *x, int64_t words, int64_t stretch, const float *strip, const float *&ahead,
-                                  int64_t lines, Number *out, int64_t outputs) {
-    vf totals[VECTORS][MANY] = {};
-    for (int64_t d = 0; d < words;) {
-        vf sums[VECTORS][MANY] = {};
-        for (const int64_t end = d + stretch < words ? d + stretch : words; d < end; ahead += lines * LANES) {
-            fetch(ahead, lines * LANES);
-            for (const int64_t stop = d + LANES < end ? d + LANES : end; d < stop; d++) {
-                vf weight[VECTORS];
-                for (int v = 0; v < VECTORS; v++) weight[v] = load(strip + (v * words + d) * LANES);
-                for (int q = 0; q < MANY; q++)
-                    for (int v = 0; v < VECTORS; v++) sums[v][q] = add_words(sums[v][q], weight[v], x[q * words + d], out);
-            }
-        }
-        for (int q = 0; q < MANY; q++)
-            for (int v = 0; v < VECTORS; v++) totals[v][q] += sums[v][q];
-    }
-    for (int q = 0; q < MANY; q++)
-        if constexpr (GATED)
-            put(out + q * outputs, gated(rounded<Number>(totals[0][q]), rounded<Number>(totals[1][q])));
-        else
-            for (int v = 0; v < VECTORS; v++) put(out + q * outputs + v * LANES, totals[v][q]);
-}
-
-// out (rows, outputs) = x (rows, inputs) times a weight in blocks, (outputs / LANES, words, LANES), where a row of inputs has
-// so many words. Each number is a sum over the inputs in their order, whatever shares the call; `stretch` words are summed
-// by themselves and then join what is before them. GATED: LANES gates and the LANES numbers they are for take turns among
-// the outputs, and what comes out, half as wide, is their products.
+// see multiply_part
 template <typename Number, bool GATED = false>
-static void multiply(const Number *inputs, const Number *weights, int64_t rows, int64_t words, int64_t stretch,
-                     int64_t outputs, Number *out, int threads) {
-    const float *x = reinterpret_cast<const float *>(inputs), *weight = reinterpret_cast<const float *>(weights);
-    constexpr int64_t WIDTH = 2 * LANES;
-    const int64_t strips = (outputs + WIDTH - 1) / WIDTH, parts = (rows * words + WORDS_TOGETHER - 1) / WORDS_TOGETHER;
-    const int64_t together = (rows + parts * ROWS - 1) / (parts * ROWS) * ROWS;
+static void multiply(const Number *x, const Number *weight, int64_t rows, int64_t words, int64_t stretch, int64_t outputs,
+                     Number *out, int threads) {
 #pragma omp parallel num_threads(threads)
-    for (int64_t first = 0; first < rows; first += together) {
-        const int64_t many = rows - first < together ? rows - first : together, tiles = (many + ROWS - 1) / ROWS;
-#pragma omp for schedule(static) nowait
-        for (int64_t column = 0; column < strips * WIDTH; column += WIDTH) {
-            const float *strip = weight + column * words, *ahead = strip + WIDTH * words;
-            in_tiles<ROWS>(many, [&](auto tile, int64_t start) {
-                const float *rows_here = x + (first + start) * words;
-                const int64_t across = GATED ? outputs / 2 : outputs, lines = (WIDTH + tiles - 1) / tiles;
-                Number *to = out + (first + start) * across + (GATED ? column / 2 : column);
-                if (outputs - column >= WIDTH)
-                    multiply_strip<tile, 2, GATED>(rows_here, words, stretch, strip, ahead, lines, to, across);
-                else if constexpr (!GATED)
-                    multiply_strip<tile, 1, false>(rows_here, words, stretch, strip, ahead, 0, to, across);
-            });
-        }
-    }
+    multiply_part<GATED>(x, weight, rows, words, stretch, outputs, out, omp_get_thread_num(), omp_get_num_threads());
 }
 
 extern "C" {

@@ -27,7 +27,7 @@ def fits(weight: Tensor) -> bool:
     kind = KINDS.get(weight.dtype)
     if kind is None or weight.device.type != "cpu" or not has("multiply", kind):
         return False
-    return len(weight) % LANES == 0 and _stretch(weight.dtype, *weight.shape) is not None
+    return len(weight) % LANES == 0 and stretch_of(weight.dtype, *weight.shape) is not None
 
 
 def laid(weight: Tensor) -> Tensor:
@@ -55,12 +55,12 @@ def one_after_the_other(weight: Tensor) -> Tensor:
 
 def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """(A, outputs) = x (A, inputs) @ weight^T; weight as `laid`. No bit of a row depends on the other rows."""
-    return _run("multiply", x, weight, len(weight), _stretch(weight.dtype, *weight.shape))
+    return _run("multiply", x, weight, len(weight), stretch_of(weight.dtype, *weight.shape))
 
 
 def multiply_gated(x: Tensor, weight: Tensor) -> Tensor:
     """(A, F): `swiglu` of the halves of x (A, inputs) @ weight^T, to the bit; weight `in_turns`, then `laid`."""
-    return _run("multiply_gated", x, weight, len(weight) // 2, _stretch(weight.dtype, *weight.shape))
+    return _run("multiply_gated", x, weight, len(weight) // 2, stretch_of(weight.dtype, *weight.shape))
 
 
 def _run(name: str, x: Tensor, weight: Tensor, width: int, stretch: int | None) -> Tensor:
@@ -74,7 +74,7 @@ def _run(name: str, x: Tensor, weight: Tensor, width: int, stretch: int | None) 
 
 
 @lru_cache(maxsize=64)
-def _stretch(dtype: torch.dtype, outputs: int, inputs: int) -> int | None:
+def stretch_of(dtype: torch.dtype, outputs: int, inputs: int) -> int | None:
     """Numbers that are summed by themselves, so that bfloat16 gives the bits of `F.linear`; None if no choice does.
 
     outputs is a multiple of LANES.

@@ -145,6 +145,9 @@ def decode(
     recorded.
     """
     rows, dtype = len(ids), weights.embedding.dtype
+    if weights.in_one_call is not None and lines is not None:
+        places = angles.at(lengths - 1, dtype)
+        return weights.in_one_call.run(ids, places, cache.keys, cache.values, lines)
     filled = F.pad(ids, (0, max(0, weights.least_rows - rows)))
     x = F.embedding(filled, weights.embedding).float()
     cos, sin = angles.at(F.pad(lengths - 1, (0, len(filled) - rows)), dtype)

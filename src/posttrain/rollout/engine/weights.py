@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posttrain.model.decoder import Shape
+from posttrain.model.native import layers as native
 from posttrain.model.native import product
 from posttrain.model.native.build import LANES
 from posttrain.model.ops import swiglu
@@ -35,7 +36,8 @@ class Linear:
         """Rows that inputs are filled up to: oneDNN's packed bfloat16 weights meet four rows sooner than one, and AMX
         any few alike. There the order of a row's sums depends on their number, so it is the same from one row to
         eight, which is as many as a sample that runs alone is checked by (`draft.py`)."""
-        if product.fits(weight):
+        self.is_laid = product.fits(weight)
+        if self.is_laid:
             self.weight, self._multiply, self._plain = product.laid(weight), product.multiply, product.plain
         elif can_pack(weight.dtype, weight.device):
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
@@ -58,20 +60,20 @@ class GateUp:
     """x -> silu(x @ gate^T) * (x @ up^T), as one product of the weights one after the other, (2 F, inputs)."""
 
     def __init__(self, weight: Tensor, *, rows: int) -> None:
-        self._is_one_pass = product.fits(weight) and len(weight) % (2 * LANES) == 0
-        self._linear = Linear(product.in_turns(weight) if self._is_one_pass else weight, rows=rows)
-        self.least_rows = self._linear.least_rows
+        self.is_laid = product.fits(weight) and len(weight) % (2 * LANES) == 0
+        self._linear = Linear(product.in_turns(weight) if self.is_laid else weight, rows=rows)
+        self.weight, self.least_rows = self._linear.weight, self._linear.least_rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """(A, F) from x (A, inputs)."""
-        if self._is_one_pass:
-            return product.multiply_gated(x, self._linear.weight)
+        if self.is_laid:
+            return product.multiply_gated(x, self.weight)
         return swiglu(*self._linear(x).chunk(2, 1))
 
     def plain(self) -> Tensor:
         """(2 F, inputs) weight as it was given."""
         plain = self._linear.plain()
-        return product.one_after_the_other(plain) if self._is_one_pass else plain
+        return product.one_after_the_other(plain) if self.is_laid else plain
 
 
 def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -102,6 +104,8 @@ class EngineWeights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Linear
+    in_one_call: native.Layers | None
+    """All of them for the newest tokens, where every product is the kernels' own."""
 
     @property
     def least_rows(self) -> int:
@@ -152,11 +156,29 @@ class EngineWeights:
                 key_norm=norm(attention + "k_norm.weight"),
             )
 
+        layers = tuple(layer(index) for index in range(shape.num_layers))
         final = norm("model.norm.weight")
         assert final is not None
-        return cls(
-            embedding=weights["model.embed_tokens.weight"].detach().to(device, dtype, copy=True),
-            layers=tuple(layer(index) for index in range(shape.num_layers)),
-            norm=final,
-            head=fused("model.embed_tokens.weight" if shape.tied else "lm_head.weight"),
+        head = fused("model.embed_tokens.weight" if shape.tied else "lm_head.weight")
+        embedding = weights["model.embed_tokens.weight"].detach().to(device, dtype, copy=True)
+        return cls(embedding, layers, final, head, _in_one_call(layers, head, final, embedding, shape))
+
+
+def _in_one_call(
+    layers: tuple[LayerWeights, ...], head: Linear, norm: Tensor, embedding: Tensor, shape: Shape
+) -> native.Layers | None:
+    products = (p for layer in layers for p in (layer.qkv, layer.out, layer.gate_up, layer.down))
+    if not all(product.is_laid for product in (*products, head)):
+        return None
+    own = [
+        native.Layer(
+            *(layer.qkv.weight, layer.out.weight, layer.gate_up.weight, layer.down.weight),
+            norms=(
+                *(layer.attention_in, layer.attention_out, layer.mlp_in, layer.mlp_out),
+                *(layer.query_norm, layer.key_norm),
+            ),
         )
+        for layer in layers
+    ]
+    heads = {"heads": shape.num_heads, "kv_heads": shape.num_kv_heads, "head_dim": shape.head_dim}
+    return native.Layers(own, head.weight, norm, embedding, **heads, eps=shape.norm_eps)
