@@ -57,8 +57,8 @@ LIBRARIES_GIB = 0.54
 """Python, torch and the data libraries of a process on a CPU; measured (benchmarks/memory.py)."""
 PEFT_GIB = 0.12
 """What a process on a CPU holds more once it has adapters."""
-HEAP_SLACK = 0.14
-"""What glibc's heap holds beyond the blocks in use while its pages are kept; measured, and it varies."""
+HEAP_SLACK = 0.05
+"""What glibc's heap holds beyond the blocks in use while its pages are kept, with our allocator; measured."""
 
 
 @dataclass(frozen=True, slots=True)
