@@ -119,6 +119,11 @@ assert torch.empty(0).numel() == 0
 kept = torch.ones(3000)
 kept.untyped_storage().resize_(40000)
 assert kept.eq(1).all()
+with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    large = torch.empty(1 << 20)
+    del large
+counts = [event.self_cpu_memory_usage for event in seen.events() if event.self_cpu_memory_usage]
+assert counts and max(counts) == 4 << 20, counts
 try:
     torch.empty(1 << 60, dtype=torch.uint8)
 except RuntimeError as error:
@@ -128,7 +133,7 @@ except RuntimeError as error:
 
 @needs_kernels
 def test_blocks_of_all_sizes_are_aligned_and_keep_what_they_hold():
-    """Blocks of before are freed after it, storage can grow, and too much is PyTorch's own error."""
+    """Blocks of before are freed after it, storage can grow, the profiler counts, too much is PyTorch's own error."""
     done = subprocess.run(
         [sys.executable, "-c", SIZES], capture_output=True, text=True, check=True, env=dict(os.environ)
     )

@@ -24,13 +24,20 @@ static void *in_a_hole(std::size_t bytes) {
     return nullptr;
 }
 
+static void give_back(void *block) {
+    if (block == nullptr) return;
+    c10::profiledCPUMemoryReporter().Delete(block);  // so that PyTorch's profiler counts them
+    c10::free_cpu(block);
+}
+
 struct Fitting final : c10::Allocator {
     c10::DataPtr allocate(std::size_t bytes) override {
         void *found = bytes < SMALL ? nullptr : in_a_hole(bytes);
         if (found == nullptr) found = c10::alloc_cpu(bytes < SMALL ? bytes : whole_lines(bytes));  // errors are PyTorch's
-        return {found, found, &c10::free_cpu, c10::Device(c10::kCPU)};
+        c10::profiledCPUMemoryReporter().New(found, bytes);
+        return {found, found, &give_back, c10::Device(c10::kCPU)};
     }
-    c10::DeleterFnPtr raw_deleter() const override { return &c10::free_cpu; }
+    c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
     void copy_data(void *to, const void *from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
