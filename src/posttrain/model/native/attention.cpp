@@ -67,9 +67,10 @@ static void attend_newest(const Number *projected, const Number *cos, const Numb
 #pragma omp parallel num_threads(threads)
     {
         const Room room(crowd.n, most, longest);
+        Task<Number> task(most);
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) here.keep(row, row + 1);
-        here.attend_all(room, threads);
+        here.attend_all(room, task, threads);
     }
 }
 

@@ -67,8 +67,9 @@ static void run_layers(const Layer<Number> *layers, const Weight<Number> *head, 
             return task;
         };
         auto row_of = [&](int64_t task) { return task < num_tasks ? tasks[task * 2] : rows; };
-        const int64_t task = task_of(me), end_task = task_of(me + 1), from = row_of(task), to = row_of(end_task);
+        const int64_t own = task_of(me), end_own = task_of(me + 1), from = row_of(own), to = row_of(end_own);
         const Room room(crowd.n, most, longest);
+        Task<Number> task(most);
         auto meet = [&] {
             if (!is_apart) {
 #pragma omp barrier
@@ -113,10 +114,10 @@ static void run_layers(const Layer<Number> *layers, const Weight<Number> *head, 
             here.keep(from, to);
             meet();
             if (is_apart)
-                for (int64_t each = task * n.kv_heads, end = end_task * n.kv_heads; each < end; each++)
-                    here.attend(each, each + 1 < end ? each + 1 : each, room);
+                for (int64_t each = own * n.kv_heads, end = end_own * n.kv_heads; each < end; each++)
+                    here.attend(each, each + 1 < end ? each + 1 : each, room, task);
             else
-                here.attend_all(room, all);
+                here.attend_all(room, task, all);
             multiply(layer.out, b.mixed, attended, n.hidden, b.result, plain);
             leave(layer.attention_out, layer.mlp_in, false);
             multiply(layer.gate_up, b.entering, n.hidden, 2 * n.inner, b.gated, gated);

@@ -108,6 +108,14 @@ struct Crowd {
     }
 };
 
+// Room for the rows of one task, once for each thread: a step has thousands of them.
+template <typename Number>
+struct Task {
+    std::vector<Token<Number>> tokens;
+    std::vector<Place<Number>> places;
+    explicit Task(int64_t most) : tokens(most), places(most) {}
+};
+
 // A layer for a crowd: projected is (rows, heads + 2 kv_heads, size), queries, keys, values; out (rows, heads, size). Both
 // have their rows in the order of tasks where `is_ordered`.
 template <typename Number>
@@ -131,20 +139,18 @@ struct Attending {
             for (int64_t head = 0; head < of.n.kv_heads; head++) keep_newest(token(at), place(at, head), of.n, head);
     }
     // task `each` / kv_heads at one key head; `after` is the one that comes after it
-    void attend(int64_t each, int64_t after, const Room &room) const {
+    void attend(int64_t each, int64_t after, const Room &room, Task<Number> &task) const {
         const int64_t first = of.tasks[each / of.n.kv_heads * 2], count = of.tasks[each / of.n.kv_heads * 2 + 1];
         const int64_t head = each % of.n.kv_heads;
-        std::vector<Token<Number>> tokens;
-        std::vector<Place<Number>> places;
-        for (int64_t i = first; i < first + count; i++) tokens.push_back(token(i)), places.push_back(place(i, head));
+        for (int64_t i = 0; i < count; i++) task.tokens[i] = token(first + i), task.places[i] = place(first + i, head);
         const Place<Number> next = place(of.tasks[after / of.n.kv_heads * 2], after % of.n.kv_heads);
-        attend_newest_at(tokens.data(), places.data(), count, of.n, head, room, next);
+        attend_newest_at(task.tokens.data(), task.places.data(), count, of.n, head, room, next);
     }
     // all tasks, shared among the threads, which meet at the end
-    void attend_all(const Room &room, int threads) const {
+    void attend_all(const Room &room, Task<Number> &task, int threads) const {
         // a few stretches for each thread, so that what it asks memory for next is what comes next
         const int64_t all = of.num_tasks * of.n.kv_heads, stretch = 1 + all / (8 * threads);
 #pragma omp for schedule(dynamic, stretch)
-        for (int64_t each = 0; each < all; each++) attend(each, each + 1 < all ? each + 1 : each, room);
+        for (int64_t each = 0; each < all; each++) attend(each, each + 1 < all ? each + 1 : each, room, task);
     }
 };

@@ -82,10 +82,7 @@ def _copied(weights: EngineWeights, shape: Shape) -> Copy:
             out=Matrix.of(layer.out.plain()),
             gate_up=Matrix.of(layer.gate_up.plain(), gated=True),
             down=Matrix.of(layer.down.plain()),
-            norms=(
-                *(layer.attention_in, layer.attention_out, layer.mlp_in, layer.mlp_out),
-                *(layer.query_norm, layer.key_norm),
-            ),
+            norms=layer.norms,
         )
         for layer in weights.layers
     ]

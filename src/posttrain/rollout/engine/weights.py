@@ -95,6 +95,12 @@ class LayerWeights:
     query_norm: Tensor | None
     key_norm: Tensor | None
 
+    @property
+    def norms(self) -> tuple[Tensor | None, ...]:
+        """In the order that the kernels have them."""
+        entering = self.attention_in, self.attention_out, self.mlp_in, self.mlp_out
+        return *entering, self.query_norm, self.key_norm
+
 
 @dataclass(frozen=True, slots=True)
 class EngineWeights:
@@ -173,10 +179,7 @@ def _in_one_call(
     own = [
         native.Layer(
             *(layer.qkv.weight, layer.out.weight, layer.gate_up.weight, layer.down.weight),
-            norms=(
-                *(layer.attention_in, layer.attention_out, layer.mlp_in, layer.mlp_out),
-                *(layer.query_norm, layer.key_norm),
-            ),
+            norms=layer.norms,
         )
         for layer in layers
     ]
