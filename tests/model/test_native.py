@@ -311,7 +311,8 @@ needs_bfloat16 = pytest.mark.skipif(
         *((torch.float32, *size) for size in [(16, 16), (208, 96), (96, 1536)]),
         *(
             pytest.param(BF16, *size, marks=needs_bfloat16)
-            for size in [(16, 300), (208, 96), (96, 1536), (64, 600), (80, 74)]
+            for size in [(16, 320), (208, 96), (96, 1536), (80, 32), (16, 300), (64, 600), (80, 74)]
+            if size[1] % 32 == 0 or not torch.cpu._is_amx_tile_supported()
         ),
     ],
 )
@@ -327,7 +328,7 @@ def test_products_of_few_rows(dtype, outputs, inputs):
         assert is_rounded(found, exact)
     else:
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * inputs)
-    for rows in (1, 2, 3, 4, 5, 6, 7, 64, 95, 96, 97):
+    for rows in (1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 31, 32, 33, 64, 65, 95, 96, 97):
         assert torch.equal(product.multiply(x[-rows:], laid), found[-rows:])
     assert torch.equal(product.plain(laid), weight)
 
@@ -348,10 +349,14 @@ def test_gated_products_are_swiglu_of_both(dtype, rows):
     [(960, 576), (576, 1536), (608, 2048), (256, 512), (256, 514), (4096, 1024), (64, 8192)],
 )
 @pytest.mark.parametrize("rows", [4, 64, 700])
-def test_bfloat16_products_have_the_learners_bits(outputs, inputs, rows):
+def test_bfloat16_products_have_the_learners_bits(outputs, inputs, rows, steady_products):
     """PyTorch's `linear` is what the learner multiplies by."""
     weight, x = normal(outputs, inputs), normal(rows, inputs, seed=1)
-    assert product.fits(weight)
+    if not product.fits(weight):
+        assert torch.cpu._is_amx_tile_supported() and inputs % 32
+        pytest.skip("PyTorch multiplies rows that are not whole tiles")
+    if rows > 32 and not steady_products:
+        pytest.skip("PyTorch's own order depends on the number of rows")
     assert torch.equal(product.multiply(x, product.laid(weight)), F.linear(x, weight))
 
 

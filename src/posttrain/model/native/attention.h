@@ -116,7 +116,7 @@ static inline void mix(const Queries &of, int64_t start, const Stretch<Number> &
         vf first[MANY], second[MANY];
         for (int q = 0; q < MANY; q++) first[q] = load(sums[q] + d), second[q] = load(sums[q] + d + LANES);
         for (int64_t j = 0; j < over.count; j++) {
-            if (next != nullptr) fetch(next + j * size + d, 2 * LANES);
+            if (next != nullptr) fetch(next + d * over.count + j * 2 * LANES, 2 * LANES);
             vf a = load(over.values + j * size + d), b = load(over.values + j * size + d + LANES);
             for (int q = 0; q < MANY; q++) {
                 first[q] = add_product(first[q], a, weights[q][j]);

@@ -19,7 +19,7 @@ _SOURCES = (
     "layers.cpp",
     "draft.cpp",
 )
-_HEADERS = ("vector.h", "attention.h", "newest.h", "norm.h", "product.h", "sampling.h", "words.h")
+_HEADERS = ("vector.h", "attention.h", "newest.h", "norm.h", "product.h", "sampling.h", "tiles.h", "words.h")
 _FLAGS = (
     "-std=c++17",
     "-O3",

@@ -1,6 +1,6 @@
 // All layers of a decoder for the newest tokens of many samples, in one region of threads. Where there are many rows each
 // thread has some of them and goes through all layers by itself; where there are few, threads share each product by its
-// outputs, and meet after it.
+// outputs, and meet after it. So they do with tiles, which wait for weights rather than for sums.
 #include <omp.h>
 
 #include "newest.h"
@@ -56,7 +56,7 @@ static void run_layers(const Layer<Number> *layers, const Weight<Number> *head, 
                               num_tasks, most, longest, capacity};
     const int64_t attended = n.heads * n.head, deep = n.kv_heads * n.head, width = attended + 2 * deep;
     Between<Number> b(n, rows);
-    const bool is_apart = rows >= APART * threads;
+    const bool is_apart = rows >= APART * threads && !in_tiles<Number>();
 #pragma omp parallel num_threads(threads)
     {
         const int me = omp_get_thread_num(), all = omp_get_num_threads();

@@ -1,6 +1,7 @@
 // Products of few rows by a weight in blocks: (outputs / LANES, words, LANES), where a row of inputs has so many words.
 #pragma once
 #include "attention.h"
+#include "tiles.h"
 #include "words.h"
 
 // Rows whose sums, two vectors each, stay in registers.
@@ -11,13 +12,6 @@ constexpr int ROWS = 6;
 #endif
 constexpr int64_t WIDTH = 2 * LANES;         // outputs of a strip
 constexpr int64_t WORDS_TOGETHER = 1 << 16;  // inputs that stay in a core's second cache while weights pass by
-
-template <typename Number>
-static inline vf rounded(vf x) {
-    Number at[LANES];
-    put(at, x);
-    return load(at);
-}
 
 // MANY rows times the strip of VECTORS x LANES outputs at `strip`. After each LANES inputs memory is asked for `lines` more
 // lines of the strip at `ahead`, which is the next: asked for at once they would have to wait for each other.
@@ -53,6 +47,10 @@ static inline void multiply_strip(const float *x, int64_t words, int64_t stretch
 template <bool GATED, typename Number>
 static inline void multiply_part(const Number *inputs, const Number *weights, int64_t rows, int64_t words, int64_t stretch,
                                  int64_t outputs, Number *out, int part, int parts) {
+#ifdef __AMX_BF16__
+    if constexpr (OF_A_WORD<Number> == 2)
+        if (in_tiles<Number>()) return multiply_in_tiles<GATED>(inputs, weights, rows, words, outputs, out, part, parts);
+#endif
     const float *x = reinterpret_cast<const float *>(inputs), *weight = reinterpret_cast<const float *>(weights);
     const int64_t strips = (outputs + WIDTH - 1) / WIDTH, turns = (rows * words + WORDS_TOGETHER - 1) / WORDS_TOGETHER;
     const int64_t together = (rows + turns * ROWS - 1) / (turns * ROWS) * ROWS;

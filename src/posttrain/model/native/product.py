@@ -1,7 +1,8 @@
 """The product of few rows by a weight that was laid out for it, on tensors.
 
 In bfloat16 a sum's bits depend on how many products join it at once, and sampler and learner must agree; so the
-kernel sums in the stretches that PyTorch's own product does, and is left out where these are not found.
+kernel sums in the stretches that PyTorch's own product does, and is left out where these are not found. Tiles (AMX) sum a
+row from its beginning to its end, which is what PyTorch does there for a few rows and for thousands.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from posttrain.model.native.newest import from_blocks, in_blocks
 
 _STRETCHES = (512, 1024)
 """Numbers that oneDNN 3 sums by themselves where a row has more."""
+_TILE = 32
+"""Numbers of a row that AMX multiplies at once: twice tiles.h's SIDE."""
 
 
 def fits(weight: Tensor) -> bool:
     """Whether the kernel takes such a weight (outputs, inputs): on a CPU, outputs of whole lanes, rows of whole words.
 
-    bfloat16 needs the processor's own products (AVX512-BF16), and is left to PyTorch where tiles do better (AMX).
+    bfloat16 needs the processor's own products (AVX512-BF16; with AMX, rows of whole tiles).
     """
     kind = KINDS.get(weight.dtype)
     if kind is None or weight.device.type != "cpu" or not has("multiply", kind):
@@ -83,7 +86,7 @@ def stretch_of(dtype: torch.dtype, outputs: int, inputs: int) -> int | None:
     """
     if dtype == torch.float32:
         return inputs
-    if inputs % 2 or torch.cpu._is_amx_tile_supported():
+    if inputs % 2 or torch.cpu._is_amx_tile_supported() and inputs % _TILE:
         return None
     generator = torch.Generator().manual_seed(0)
     halves = [torch.randn(LANES, inputs // 2, generator=generator).to(dtype) for _ in range(2)]

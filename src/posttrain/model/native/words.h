@@ -24,6 +24,14 @@ static inline void put(bf16 *p, vf x) {
 #endif
 }
 
+// the nearest of such numbers
+template <typename Number>
+static inline vf rounded(vf x) {
+    Number at[LANES];
+    put(at, x);
+    return load(at);
+}
+
 // LANES words, of one number from each vector of `x`
 static inline void put_words(float *p, const vf *x, const float *) { store(p, *x); }
 static inline void put_words(float *p, const vf *x, const bf16 *) {

@@ -1,0 +1,113 @@
+// Products by the tiles of Intel's AMX: registers of 16 rows of 16 words, two bfloat16 numbers each.
+#pragma once
+#include "words.h"
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// The system gives a process these registers when it asks (arch_prctl(2): ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA).
+static const bool HAS_TILES = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+
+constexpr int64_t X_TOGETHER = 1 << 16;  // words of x that stay in a core's second cache while weights pass by
+constexpr int64_t SIDE = 16;  // rows, and words of a row, that a tile has at most
+
+// Tiles 0 to 3 are sums, 4 and 5 `upper` and `lower` rows of x, 6 and 7 parts of the weight.
+struct alignas(64) Tiles {
+    uint8_t palette = 1, start = 0, unused[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+    Tiles(int64_t upper, int64_t lower) {
+        const int64_t of[8] = {upper, upper, lower, lower, upper, lower, SIDE, SIDE};
+        for (int tile = 0; tile < 8; tile++) rows[tile] = static_cast<uint8_t>(of[tile] > 0 ? of[tile] : 1), bytes[tile] = 64;
+    }
+};
+
+// Releases the registers at its end. The compiler's own instruction does not say that all 64 bytes are read.
+struct InTiles {
+    explicit InTiles(const Tiles &tiles) { asm volatile("ldtilecfg %0" : : "m"(tiles) : "memory"); }
+    InTiles(const InTiles &) = delete;
+    ~InTiles() { _tile_release(); }
+};
+
+// What is used once more soon stays in the first cache; what passes by goes around it.
+#define LOAD_TILE(stays, tile, at, stride)                                                                             \
+    do {                                                                                                               \
+        if (stays) _tile_loadd(tile, at, stride);                                                                      \
+        else _tile_stream_loadd(tile, at, stride);                                                                     \
+    } while (0)
+
+// sums (upper + lower, 2 SIDE) of rows of x, in the order of their words, times the strip of ACROSS x SIDE outputs at
+// `strip`; ONCE: this is all that the strip is for.
+template <int DOWN, int ACROSS, bool ONCE>
+static inline void multiply_tiles(const float *x, int64_t upper, int64_t words, const float *strip, float *sums) {
+    const int64_t row = words * sizeof(float), across = 2 * SIDE;
+    const float *lower = x + upper * words, *right = strip + words * SIDE;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t d = 0; d < words; d += SIDE) {
+        LOAD_TILE(!ONCE, 6, strip + d * SIDE, 64);
+        LOAD_TILE(ONCE, 4, x + d, row);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (ACROSS > 1) {
+            LOAD_TILE(!ONCE, 7, right + d * SIDE, 64);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if constexpr (DOWN > 1) {
+            LOAD_TILE(ONCE, 5, lower + d, row);
+            _tile_dpbf16ps(2, 5, 6);
+            if constexpr (ACROSS > 1) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, sums, across * 4);
+    if constexpr (ACROSS > 1) _tile_stored(1, sums + SIDE, across * 4);
+    if constexpr (DOWN > 1) {
+        _tile_stored(2, sums + upper * across, across * 4);
+        if constexpr (ACROSS > 1) _tile_stored(3, sums + upper * across + SIDE, across * 4);
+    }
+}
+#undef LOAD_TILE
+
+// multiply_part of product.h, for bfloat16 numbers and whole tiles of words: blocks of as many rows, of which the last may
+// begin within the one before it.
+template <bool GATED>
+static inline void multiply_in_tiles(const bf16 *inputs, const bf16 *weights, int64_t rows, int64_t words, int64_t outputs,
+                                     bf16 *out, int part, int parts) {
+    const float *x = reinterpret_cast<const float *>(inputs), *weight = reinterpret_cast<const float *>(weights);
+    if (rows == 0) return;
+    const int64_t blocks = (rows + 2 * SIDE - 1) / (2 * SIDE), block = (rows + blocks - 1) / blocks;
+    const int64_t upper = block > SIDE ? (block + 1) / 2 : block, lower = block - upper, strips = (outputs + 2 * SIDE - 1) / (2 * SIDE);
+    const int64_t some = 1 + X_TOGETHER / (block * words), across = GATED ? outputs / 2 : outputs;
+    alignas(64) float sums[4 * SIDE * SIDE];
+    const InTiles in(Tiles(upper, lower));
+    for (int64_t first = 0; first < blocks; first += some)
+        for (int64_t strip = strips * part / parts; strip < strips * (part + 1) / parts; strip++) {
+            const int64_t column = strip * 2 * SIDE, wide = outputs - column < 2 * SIDE ? 1 : 2;
+            for (int64_t i = first; i < blocks && i < first + some; i++) {
+                const int64_t begin = (i + 1) * block < rows ? i * block : rows - block;
+                const float *from = x + begin * words, *by = weight + column * words;
+                if (wide == 2 && lower == 0) multiply_tiles<1, 2, true>(from, upper, words, by, sums);
+                else if (wide == 2 && blocks == 1) multiply_tiles<2, 2, true>(from, upper, words, by, sums);
+                else if (wide == 2) multiply_tiles<2, 2, false>(from, upper, words, by, sums);
+                else if (lower == 0) multiply_tiles<1, 1, true>(from, upper, words, by, sums);
+                else multiply_tiles<2, 1, false>(from, upper, words, by, sums);
+                bf16 *to = out + begin * across + (GATED ? column / 2 : column);
+                for (int64_t q = 0; q < block; q++) {
+                    const float *found = sums + q * 2 * SIDE;
+                    if constexpr (GATED) put(to + q * across, gated(rounded<bf16>(load(found)), rounded<bf16>(load(found + SIDE))));
+                    else for (int64_t v = 0; v < wide; v++) put(to + q * across + v * SIDE, load(found + v * SIDE));
+                }
+            }
+        }
+}
+#else
+constexpr bool HAS_TILES = false;
+#endif
+
+// whether such numbers are multiplied in tiles
+template <typename Number>
+static inline bool in_tiles() {
+    return HAS_TILES && OF_A_WORD<Number> == 2;
+}
