@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from posttrain.model import logprobs as module
+from posttrain.model import ops
 from posttrain.model.logprobs import token_logprobs
 
 ROWS, HIDDEN, VOCAB = 23, 16, 37
@@ -128,7 +128,7 @@ def test_bfloat16_hidden_states_give_float32_log_probabilities_and_weight_gradie
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_added_in_place_are_autograds(dtype, monkeypatch):
     """Over blocks of the vocabulary whose last is a rest, on top of what was there, and where there was nothing."""
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(ops, "_BLOCK_ROWS", 7)
     hidden, weight, targets = inputs()
     hidden, weight = hidden.to(dtype), weight.float().requires_grad_()
     (expected,) = torch.autograd.grad(token_logprobs(hidden, weight, targets, chunk_rows=5).sum(), weight)

@@ -1,4 +1,4 @@
-"""The three element-wise pieces against their plain formulas, in value and gradient."""
+"""The element-wise pieces of a layer against their plain formulas, in value and gradient."""
 
 from __future__ import annotations
 

@@ -17,14 +17,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.errors import ModelError
 from posttrain.model.attention import Layout, attention
 from posttrain.model.lora import adapted_linear
-from posttrain.model.ops import embedded, rms_norm, rotary, swiglu
+from posttrain.model.ops import embedded, linear, rms_norm, rotary, swiglu
 from posttrain.model.remade import Remade, not_kept
 from posttrain.model.tree import plant
 
@@ -140,14 +139,10 @@ class Decoder:
 
     def _linear(self, x: Tensor, projection: Any, *remade: Remade) -> Tensor:
         """`projection` of x; the backward pass makes x again where `remade` is given."""
-        if type(projection) is not nn.Linear:
-            with not_kept(remade):
-                return adapted_linear(x, projection)
-        weight = projection.weight.to(self.compute_dtype)
-        if weight is not projection.weight:
-            remade += self._remade(weight, partial(_cast, projection.weight, self.compute_dtype))
         with not_kept(remade):
-            return F.linear(x, weight)
+            if type(projection) is nn.Linear:
+                return linear(x, projection.weight)
+            return adapted_linear(x, projection)
 
     def _remade(self, value: Tensor, make: Callable[[], Tensor]) -> tuple[Remade, ...]:
         # where whole layers are computed again there is nothing to save
@@ -190,7 +185,3 @@ class Decoder:
         return self._linear(
             gated, mlp.down_proj, *self._remade(gated, partial(swiglu, gate.detach(), up.detach()))
         )
-
-
-def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.detach().to(dtype)

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from posttrain.model.native import elementwise
-from posttrain.model.ops import gradient_of
+from posttrain.model.ops import add_product_, gradient_of
 
 CHUNK_ROWS = 512
-_BLOCK_ROWS = 4096
-"""Rows of the output projection whose gradient is computed at once."""
 
 
 def _log_softmax(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -81,7 +79,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             narrow = _log_softmax_backward(logits, *given, ctx.temperature)
             torch.mm(narrow, cast, out=grad_hidden[rows])
             if total is not None:
-                _add_product(total, narrow, hidden[rows])
+                add_product_(total, narrow, hidden[rows])
         return grad_hidden, total if own is None else None, None, None, None, None
 
 
@@ -91,16 +89,6 @@ def _chunks(hidden: Tensor, weight: Tensor, chunk_rows: int) -> Iterator[tuple[s
     for start in range(0, len(hidden), chunk_rows):
         rows = slice(start, min(start + chunk_rows, len(hidden)))
         yield rows, torch.mm(hidden[rows], weight.t(), out=buffer[: rows.stop - start])
-
-
-def _add_product(total: Tensor, grad: Tensor, x: Tensor) -> None:
-    """`total` (V, H) += grad^T x, whose blocks are added while a cache still holds them where they must be widened."""
-    if grad.dtype == total.dtype:
-        total.addmm_(grad.t(), x)
-        return
-    for start in range(0, len(total), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        total[rows] += grad[:, rows].t() @ x
 
 
 def token_logprobs(

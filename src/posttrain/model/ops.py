@@ -1,4 +1,4 @@
-"""The three element-wise pieces of a decoder layer, with backward passes that keep little.
+"""The pieces of a decoder layer, with backward passes that keep little.
 
 Each computes what the plain formula computes, in float32 inside where the Hugging Face models do,
 and saves only its inputs. `tests/model/test_decoder.py` holds them to the plain formula. On a CPU each is one
@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.model.native import elementwise
+from posttrain.model.native import elementwise, outer
+
+_BLOCK_ROWS = 4096
+"""Rows of a weight whose gradient is computed at once."""
 
 
 def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
@@ -128,6 +131,44 @@ def gradient_of(weight: Tensor) -> Tensor:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
+
+
+def add_product_(total: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    """`total` (O, I), with grad^T x added: grad (N, O), x (N, I), whose type may be narrower than that of `total`."""
+    if outer.fits(total, grad, x):
+        return outer.add_outer_(total, grad, x)
+    if grad.dtype == total.dtype:
+        return total.addmm_(grad.t(), x)
+    # a block is added while a cache still holds it
+    for start in range(0, len(total), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        total[rows] += grad[:, rows].t() @ x
+    return total
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight = weight
+        return F.linear(x, weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        if ctx.weight.requires_grad:
+            add_product_(gradient_of(ctx.weight), grad, x)
+        return grad @ ctx.weight.detach().to(grad.dtype) if ctx.needs_input_grad[0] else None, None
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """(N, O) x @ weight^T in x's type; x is (N, I), weight (O, I) a leaf, whose `grad` the backward pass adds to.
+
+    The weight, cast, is kept for no backward pass, and its gradient is summed in its own type.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Linear.apply(x, weight)  # type: ignore[no-any-return]
+    return F.linear(x, weight.to(x.dtype))
 
 
 class _Embedded(torch.autograd.Function):

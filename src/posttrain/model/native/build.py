@@ -16,6 +16,7 @@ _SOURCES = (
     "attention_backward.cpp",
     "sampling.cpp",
     "product.cpp",
+    "outer.cpp",
     "layers.cpp",
     "draft.cpp",
 )
@@ -43,6 +44,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_P, _P, _P, _N, _N, _F),
     "rms_norm_backward": (_P, _P, _P, _P, _P, _N, _N, _F),
     **dict.fromkeys(("multiply", "multiply_gated"), (_P, _P, _N, _N, _N, _N, _P)),
+    "add_outer": (_P, _P, _N, _N, _N, _P),
     "add_rms_norm": (_P, _P, _P, _P, _N, _N, _F),
     "swiglu": (_P, _P, _N, _P, _N, _N),
     "swiglu_backward": (_P, _P, _P, _P, _P, _N),

@@ -47,7 +47,7 @@ static inline void multiply_strip(const float *x, int64_t words, int64_t stretch
 template <bool GATED, typename Number>
 static inline void multiply_part(const Number *inputs, const Number *weights, int64_t rows, int64_t words, int64_t stretch,
                                  int64_t outputs, Number *out, int part, int parts) {
-#ifdef __AMX_BF16__
+#ifdef TILE_SIDE
     if constexpr (OF_A_WORD<Number> == 2)
         if (in_tiles<Number>()) return multiply_in_tiles<GATED>(inputs, weights, rows, words, outputs, out, part, parts);
 #endif

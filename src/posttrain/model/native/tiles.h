@@ -10,7 +10,8 @@
 static const bool HAS_TILES = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 
 constexpr int64_t X_TOGETHER = 1 << 16;  // words of x that stay in a core's second cache while weights pass by
-constexpr int64_t SIDE = 16;  // rows, and words of a row, that a tile has at most
+#define TILE_SIDE 16
+constexpr int64_t SIDE = TILE_SIDE;  // rows, and words of a row, that a tile has at most
 
 // Tiles 0 to 3 are sums, 4 and 5 `upper` and `lower` rows of x, 6 and 7 parts of the weight.
 struct alignas(64) Tiles {
