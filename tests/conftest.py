@@ -68,19 +68,20 @@ def smollm2_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def steady_products() -> bool:
-    """Whether a row of a bfloat16 product is the same to the bit among few rows and among many.
+    """Whether a row of the learner's bfloat16 products is the same to the bit among few rows and among many.
 
-    oneDNN sums in another order for few rows where it has AMX, and what follows is right to bfloat16's rounding only.
+    Without the kernels oneDNN sums in another order for some numbers of rows where it has AMX, and what follows is
+    right to bfloat16's rounding only.
     """
     import torch
-    import torch.nn.functional as F
+
+    from posttrain.model.ops import Weight
 
     stream = torch.Generator().manual_seed(0)
     rows, weight = (torch.randn(n, 576, generator=stream).bfloat16() for n in (2048, 960))
-    whole = F.linear(rows, weight)
-    return all(
-        torch.equal(F.linear(rows[:n], weight), whole[:n]) for n in (1, 4, 8, 17, 32, 64, 100, 200, 500)
-    )
+    by = Weight(weight, torch.bfloat16)
+    whole = by.of(rows)
+    return all(torch.equal(by.of(rows[:n]), whole[:n]) for n in (1, 4, 8, 17, 32, 64, 100, 200, 500))
 
 
 @pytest.fixture(scope="session")

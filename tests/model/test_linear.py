@@ -72,9 +72,7 @@ def test_outer_products_are_float64s_to_float32s_rounding(rows, outputs, inputs)
 def test_strided_and_empty_inputs():
     a, x = normal(64, 40, seed=1).t(), normal(2 * 40, 32, seed=2)[::2]
     exact = a.double().t() @ x.double()
-    torch.testing.assert_close(
-        add_product_(torch.zeros(64, 32), a, x).double(), exact, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(add_product_(torch.zeros(64, 32), a, x).double(), exact, rtol=1e-5, atol=1e-5)
     total = torch.ones(64, 32)
     assert torch.equal(add_product_(total, a[:0], x[:0]), torch.ones(64, 32))
 

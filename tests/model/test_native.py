@@ -15,6 +15,7 @@ from posttrain.model.attention import Layout, _plain, attention
 from posttrain.model.logprobs import token_logprobs
 from posttrain.model.native import attention as kernels
 from posttrain.model.native import build, elementwise, newest, product
+from posttrain.model.ops import Weight
 from posttrain.model.tree import plant
 
 # with GCC they must compile; a skip would hide that they do not
@@ -349,15 +350,17 @@ def test_gated_products_are_swiglu_of_both(dtype, rows):
     [(960, 576), (576, 1536), (608, 2048), (256, 512), (256, 514), (4096, 1024), (64, 8192)],
 )
 @pytest.mark.parametrize("rows", [4, 64, 700])
-def test_bfloat16_products_have_the_learners_bits(outputs, inputs, rows, steady_products):
-    """PyTorch's `linear` is what the learner multiplies by."""
+def test_bfloat16_products_have_the_learners_bits(outputs, inputs, rows):
     weight, x = normal(outputs, inputs), normal(rows, inputs, seed=1)
-    if not product.fits(weight):
-        assert torch.cpu._is_amx_tile_supported() and inputs % 32
+    learners = Weight(weight, BF16).of(x)
+    exact = x.double() @ weight.double().t()
+    torch.testing.assert_close(learners.double(), exact, rtol=2**-8, atol=1e-5 * inputs)
+    if torch.cpu._is_amx_tile_supported() and inputs % 32:
         pytest.skip("PyTorch multiplies rows that are not whole tiles")
-    if rows > 32 and not steady_products:
-        pytest.skip("PyTorch's own order depends on the number of rows")
-    assert torch.equal(product.multiply(x, product.laid(weight)), F.linear(x, weight))
+    assert product.fits(weight)
+    assert torch.equal(product.multiply(x, product.laid(weight)), learners)
+    master = weight.float() * (1 + 2.0**-12)  # rounds to the weight
+    assert torch.equal(Weight(master, BF16).of(x, out=torch.empty_like(learners)), learners)
 
 
 @pytest.fixture

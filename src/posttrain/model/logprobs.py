@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from posttrain.model.native import elementwise
-from posttrain.model.ops import add_product_, gradient_of
+from posttrain.model.ops import Weight, add_product_, gradient_of
 
 CHUNK_ROWS = 512
 
@@ -56,10 +56,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         chunk_rows: int,
         accumulate: bool,
     ) -> Tensor:
-        cast = weight.to(hidden.dtype)
         normalisers = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         chosen = torch.empty_like(normalisers)
-        for rows, logits in _chunks(hidden, cast, chunk_rows):
+        for rows, logits in _chunks(hidden, weight, chunk_rows):
             normalisers[rows], chosen[rows] = _log_softmax(logits, targets[rows], temperature)
         ctx.save_for_backward(hidden, weight, targets, normalisers)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
@@ -74,7 +73,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         own, total = ctx.accumulates_into, None
         if ctx.needs_input_grad[1]:
             total = torch.zeros_like(weight) if own is None else gradient_of(own)
-        for rows, logits in _chunks(hidden, cast, ctx.chunk_rows):
+        for rows, logits in _chunks(hidden, weight, ctx.chunk_rows):
             given = targets[rows], normalisers[rows], grad[rows]
             narrow = _log_softmax_backward(logits, *given, ctx.temperature)
             torch.mm(narrow, cast, out=grad_hidden[rows])
@@ -86,9 +85,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
 def _chunks(hidden: Tensor, weight: Tensor, chunk_rows: int) -> Iterator[tuple[slice, Tensor]]:
     """Rows of `hidden` and their logits, which the next chunk's overwrite."""
     buffer = hidden.new_empty(min(chunk_rows, len(hidden)), len(weight))
+    by = Weight(weight, hidden.dtype)
     for start in range(0, len(hidden), chunk_rows):
         rows = slice(start, min(start + chunk_rows, len(hidden)))
-        yield rows, torch.mm(hidden[rows], weight.t(), out=buffer[: rows.stop - start])
+        yield rows, by.of(hidden[rows], out=buffer[: rows.stop - start])
 
 
 def token_logprobs(

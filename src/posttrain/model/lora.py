@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from posttrain.model.ops import Weight, linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +100,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(x, weight, down, up)
         ctx.scale = scale
-        return F.linear(x, merge(weight, down, up, scale).to(x.dtype))
+        return Weight(merge(weight, down, up, scale), x.dtype).of(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:  # type: ignore[override]
@@ -120,7 +121,7 @@ def adapted_linear(x: Tensor, layer: Any) -> Tensor:
     """(N, O) in x's dtype: the adapted projection `layer` of x (N, I), with its adapter unless that is off."""
     weight = layer.base_layer.weight
     if layer.disable_adapters:
-        return F.linear(x, weight.to(x.dtype))
+        return linear(x, weight)
     down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
     return _AdaptedLinear.apply(x, weight, down, up, layer.scaling[NAME])  # type: ignore[no-any-return]
 

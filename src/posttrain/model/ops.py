@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posttrain.model.native import elementwise, outer
+from posttrain.model.native import elementwise, outer, product
 
 _BLOCK_ROWS = 4096
 """Rows of a weight whose gradient is computed at once."""
@@ -146,12 +146,29 @@ def add_product_(total: Tensor, grad: Tensor, x: Tensor) -> Tensor:
     return total
 
 
+class Weight:
+    """(O, I) weight, rounded to `dtype`, to multiply by: a row's bits do not depend on how many there are.
+
+    PyTorch's own do where it multiplies in tiles (AMX), so there the engine's kernel does it.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self._is_laid = product.in_tiles(weight, dtype)
+        self._weight = product.laid(weight, dtype) if self._is_laid else weight.to(dtype)
+
+    def of(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """(N, O) x @ weight^T, x (N, I); into `out` if that is given."""
+        if self._is_laid:
+            return product.multiply(x, self._weight, out=out)
+        return F.linear(x, self._weight) if out is None else torch.mm(x, self._weight.t(), out=out)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.weight = weight
-        return F.linear(x, weight.to(x.dtype))
+        return Weight(weight.detach(), x.dtype).of(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
@@ -168,7 +185,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x, weight)  # type: ignore[no-any-return]
-    return F.linear(x, weight.to(x.dtype))
+    return Weight(weight.detach(), x.dtype).of(x)
 
 
 class _Embedded(torch.autograd.Function):

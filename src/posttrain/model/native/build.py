@@ -44,6 +44,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "rms_norm": (_P, _P, _P, _N, _N, _F),
     "rms_norm_backward": (_P, _P, _P, _P, _P, _N, _N, _F),
     **dict.fromkeys(("multiply", "multiply_gated"), (_P, _P, _N, _N, _N, _N, _P)),
+    "lay": (_P, _N, _N, _P),
     "add_outer": (_P, _P, _N, _N, _N, _P),
     "add_rms_norm": (_P, _P, _P, _P, _N, _N, _F),
     "swiglu": (_P, _P, _N, _P, _N, _N),
@@ -64,6 +65,7 @@ _KINDS = {
     **dict.fromkeys(
         ("rms_norm", "rms_norm_backward"), ("float32_float32", "float32_bfloat16", "bfloat16_bfloat16")
     ),
+    "lay": ("float32_bfloat16", "bfloat16_bfloat16"),
 }
 """Number types of each kernel; float32 and bfloat16 for those that are not here."""
 

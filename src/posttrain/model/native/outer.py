@@ -12,7 +12,7 @@ _SIDES = 32
 
 
 def fits(total: Tensor, a: Tensor, x: Tensor) -> bool:
-    """Whether the kernel adds a^T x to `total` (O, I): bfloat16 to float32, on a CPU with AMX, O and I multiples of 32."""
+    """Whether the kernel adds a^T x to `total` (O, I): bfloat16 to float32, on a CPU with AMX, whole tiles."""
     return (
         (total.dtype, a.dtype, x.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
         and total.device.type == "cpu"

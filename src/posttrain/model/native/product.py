@@ -1,8 +1,9 @@
 """The product of few rows by a weight that was laid out for it, on tensors.
 
 In bfloat16 a sum's bits depend on how many products join it at once, and sampler and learner must agree; so the
-kernel sums in the stretches that PyTorch's own product does, and is left out where these are not found. Tiles (AMX) sum a
-row from its beginning to its end, which is what PyTorch does there for a few rows and for thousands.
+kernel sums in the stretches that PyTorch's own product does, and is left out where these are not found. Tiles (AMX) sum
+a row from its beginning to its end, as PyTorch does there for a few rows but not for all numbers of them; the learner
+multiplies by the kernel too (`ops.Weight`).
 """
 
 from __future__ import annotations
@@ -33,9 +34,24 @@ def fits(weight: Tensor) -> bool:
     return len(weight) % LANES == 0 and stretch_of(weight.dtype, *weight.shape) is not None
 
 
-def laid(weight: Tensor) -> Tensor:
-    """(outputs, inputs) weight as `multiply` reads it: blocks of lanes, words of 32 bits side by side."""
-    return in_blocks(weight.contiguous().view(torch.float32)).view(weight.dtype)
+def in_tiles(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernel multiplies by a contiguous `weight` (outputs, inputs), rounded to `dtype`, in tiles."""
+    if dtype != torch.bfloat16 or weight.dtype not in KINDS or weight.device.type != "cpu":
+        return False
+    is_whole = len(weight) % LANES == 0 and weight.shape[1] % _TILE == 0 and weight.is_contiguous()
+    return is_whole and has("lay", "bfloat16_bfloat16") and stretch_of(dtype, *weight.shape) is not None
+
+
+def laid(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(outputs, inputs) weight, rounded to `dtype`, as `multiply` reads it: blocks of lanes, words side by side."""
+    dtype = weight.dtype if dtype is None else dtype
+    # not `in_tiles`, which asks for products
+    if dtype == torch.bfloat16 and weight.shape[1] % _TILE == 0 and has("lay", "bfloat16_bfloat16"):
+        weight = weight.contiguous()
+        out = torch.empty(weight.shape, dtype=dtype)
+        call("lay", f"{KINDS[weight.dtype]}_bfloat16", weight.data_ptr(), *weight.shape, out.data_ptr())
+        return out
+    return in_blocks(weight.to(dtype).contiguous().view(torch.float32)).view(dtype)
 
 
 def plain(weight: Tensor) -> Tensor:
@@ -56,9 +72,9 @@ def one_after_the_other(weight: Tensor) -> Tensor:
     return weight.view(-1, 2, lanes(), weight.shape[1]).transpose(0, 1).reshape(weight.shape)
 
 
-def multiply(x: Tensor, weight: Tensor) -> Tensor:
+def multiply(x: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
     """(A, outputs) = x (A, inputs) @ weight^T; weight as `laid`. No bit of a row depends on the other rows."""
-    return _run("multiply", x, weight, len(weight), stretch_of(weight.dtype, *weight.shape))
+    return _run("multiply", x, weight, len(weight), stretch_of(weight.dtype, *weight.shape), out)
 
 
 def multiply_gated(x: Tensor, weight: Tensor) -> Tensor:
@@ -66,10 +82,13 @@ def multiply_gated(x: Tensor, weight: Tensor) -> Tensor:
     return _run("multiply_gated", x, weight, len(weight) // 2, stretch_of(weight.dtype, *weight.shape))
 
 
-def _run(name: str, x: Tensor, weight: Tensor, width: int, stretch: int | None) -> Tensor:
+def _run(
+    name: str, x: Tensor, weight: Tensor, width: int, stretch: int | None, out: Tensor | None = None
+) -> Tensor:
     assert stretch is not None
     outputs, inputs = weight.shape
-    x, out = x.contiguous(), torch.empty(len(x), width, dtype=x.dtype)
+    x, out = x.contiguous(), torch.empty(len(x), width, dtype=x.dtype) if out is None else out
+    assert out.is_contiguous()
     numbers = 4 // x.element_size()  # of a word
     sizes = len(x), inputs // numbers, stretch // numbers, outputs
     call(name, KINDS[x.dtype], x.data_ptr(), weight.data_ptr(), *sizes, out.data_ptr())
@@ -86,7 +105,7 @@ def stretch_of(dtype: torch.dtype, outputs: int, inputs: int) -> int | None:
     """
     if dtype == torch.float32:
         return inputs
-    if inputs % 2 or torch.cpu._is_amx_tile_supported() and inputs % _TILE:
+    if inputs % (_TILE if torch.cpu._is_amx_tile_supported() else 2):
         return None
     generator = torch.Generator().manual_seed(0)
     halves = [torch.randn(LANES, inputs // 2, generator=generator).to(dtype) for _ in range(2)]

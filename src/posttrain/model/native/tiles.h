@@ -10,6 +10,7 @@
 static const bool HAS_TILES = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 
 constexpr int64_t X_TOGETHER = 1 << 16;  // words of x that stay in a core's second cache while weights pass by
+constexpr int64_t OUT_TOGETHER = 1 << 20;  // numbers of a result that caches hold until it is read
 #define TILE_SIDE 16
 constexpr int64_t SIDE = TILE_SIDE;  // rows, and words of a row, that a tile has at most
 
@@ -30,6 +31,29 @@ struct InTiles {
     InTiles(const InTiles &) = delete;
     ~InTiles() { _tile_release(); }
 };
+
+// word w of rows[i] becomes word i of to[w]
+static inline void turn_tile(const vu *rows, vu *to) {
+    __m512i a[SIDE], b[SIDE];
+    for (int i = 0; i < SIDE; i += 2) {
+        const __m512i first = reinterpret_cast<const __m512i &>(rows[i]), second = reinterpret_cast<const __m512i &>(rows[i + 1]);
+        a[i] = _mm512_unpacklo_epi32(first, second), a[i + 1] = _mm512_unpackhi_epi32(first, second);
+    }
+    for (int i = 0; i < SIDE; i += 4)
+        for (int k = 0; k < 2; k++) {
+            b[i + 2 * k] = _mm512_unpacklo_epi64(a[i + k], a[i + 2 + k]);
+            b[i + 2 * k + 1] = _mm512_unpackhi_epi64(a[i + k], a[i + 2 + k]);
+        }
+    // b[4 g + c] has words c, c + 4, c + 8, c + 12 of rows 4 g to 4 g + 3
+    for (int c = 0; c < 4; c++) {
+        const __m512i even = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd);
+        const __m512i even2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88), odd2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+        reinterpret_cast<__m512i &>(to[c]) = _mm512_shuffle_i32x4(even, even2, 0x88);
+        reinterpret_cast<__m512i &>(to[4 + c]) = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+        reinterpret_cast<__m512i &>(to[8 + c]) = _mm512_shuffle_i32x4(even, even2, 0xdd);
+        reinterpret_cast<__m512i &>(to[12 + c]) = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+    }
+}
 
 // What is used once more soon stays in the first cache; what passes by goes around it.
 #define LOAD_TILE(stays, tile, at, stride)                                                                             \
@@ -71,37 +95,53 @@ static inline void multiply_tiles(const float *x, int64_t upper, int64_t words, 
 }
 #undef LOAD_TILE
 
+// Rounded sums, (many, 2 SIDE), to rows that are `across` apart: both halves, the first alone, or, GATED, their products.
+// `leaves`: no cache will hold all of the result, so lines go to memory without being read first.
+template <bool GATED>
+static inline void put_sums(const float *sums, int64_t many, bool is_wide, bool leaves, bf16 *to, int64_t across) {
+    for (int64_t q = 0; q < many; q++, to += across, sums += 2 * SIDE) {
+        const vf left = load(sums), right = load(sums + SIDE);
+        if constexpr (GATED) put(to, gated(rounded<bf16>(left), rounded<bf16>(right)));
+        else if (leaves) {
+            const __m512bh line = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(right), reinterpret_cast<__m512>(left));
+            _mm512_stream_si512(reinterpret_cast<__m512i *>(to), reinterpret_cast<__m512i>(line));
+        } else {
+            put(to, left);
+            if (is_wide) put(to + SIDE, right);
+        }
+    }
+}
+
 // multiply_part of product.h, for bfloat16 numbers and whole tiles of words: blocks of as many rows, of which the last may
 // begin within the one before it.
 template <bool GATED>
 static inline void multiply_in_tiles(const bf16 *inputs, const bf16 *weights, int64_t rows, int64_t words, int64_t outputs,
                                      bf16 *out, int part, int parts) {
-    const float *x = reinterpret_cast<const float *>(inputs), *weight = reinterpret_cast<const float *>(weights);
     if (rows == 0) return;
+    const float *x = reinterpret_cast<const float *>(inputs), *weight = reinterpret_cast<const float *>(weights);
+    const int64_t strips = (outputs + 2 * SIDE - 1) / (2 * SIDE), across = GATED ? outputs / 2 : outputs;
     const int64_t blocks = (rows + 2 * SIDE - 1) / (2 * SIDE), block = (rows + blocks - 1) / blocks;
-    const int64_t upper = block > SIDE ? (block + 1) / 2 : block, lower = block - upper, strips = (outputs + 2 * SIDE - 1) / (2 * SIDE);
-    const int64_t some = 1 + X_TOGETHER / (block * words), across = GATED ? outputs / 2 : outputs;
+    const int64_t upper = block > SIDE ? (block + 1) / 2 : block, lower = block - upper, some = 1 + X_TOGETHER / (block * words);
+    const bool is_even = outputs % (2 * SIDE) == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    const bool leaves = !GATED && is_even && rows * outputs > OUT_TOGETHER;
     alignas(64) float sums[4 * SIDE * SIDE];
     const InTiles in(Tiles(upper, lower));
     for (int64_t first = 0; first < blocks; first += some)
         for (int64_t strip = strips * part / parts; strip < strips * (part + 1) / parts; strip++) {
-            const int64_t column = strip * 2 * SIDE, wide = outputs - column < 2 * SIDE ? 1 : 2;
+            const int64_t column = strip * 2 * SIDE;
+            const bool is_wide = outputs - column >= 2 * SIDE;
             for (int64_t i = first; i < blocks && i < first + some; i++) {
                 const int64_t begin = (i + 1) * block < rows ? i * block : rows - block;
                 const float *from = x + begin * words, *by = weight + column * words;
-                if (wide == 2 && lower == 0) multiply_tiles<1, 2, true>(from, upper, words, by, sums);
-                else if (wide == 2 && blocks == 1) multiply_tiles<2, 2, true>(from, upper, words, by, sums);
-                else if (wide == 2) multiply_tiles<2, 2, false>(from, upper, words, by, sums);
+                if (is_wide && lower == 0) multiply_tiles<1, 2, true>(from, upper, words, by, sums);
+                else if (is_wide && blocks == 1) multiply_tiles<2, 2, true>(from, upper, words, by, sums);
+                else if (is_wide) multiply_tiles<2, 2, false>(from, upper, words, by, sums);
                 else if (lower == 0) multiply_tiles<1, 1, true>(from, upper, words, by, sums);
                 else multiply_tiles<2, 1, false>(from, upper, words, by, sums);
-                bf16 *to = out + begin * across + (GATED ? column / 2 : column);
-                for (int64_t q = 0; q < block; q++) {
-                    const float *found = sums + q * 2 * SIDE;
-                    if constexpr (GATED) put(to + q * across, gated(rounded<bf16>(load(found)), rounded<bf16>(load(found + SIDE))));
-                    else for (int64_t v = 0; v < wide; v++) put(to + q * across + v * SIDE, load(found + v * SIDE));
-                }
+                put_sums<GATED>(sums, block, is_wide, leaves, out + begin * across + (GATED ? column / 2 : column), across);
             }
         }
+    if (leaves) _mm_sfence();
 }
 #else
 constexpr bool HAS_TILES = false;
