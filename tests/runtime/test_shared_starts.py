@@ -76,10 +76,8 @@ def test_fewer_tokens_go_through_the_layers(kind, tiny_llama_dir, monkeypatch):
     module = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
     learner = LocalLearner(module, compute_dtype=torch.float32)
     counts = []
-    embed = decoder_module.F.embedding
-    monkeypatch.setattr(
-        decoder_module.F, "embedding", lambda ids, weight: counts.append(len(ids)) or embed(ids, weight)
-    )
+    embed = F.embedding
+    monkeypatch.setattr(F, "embedding", lambda ids, weight: counts.append(len(ids)) or embed(ids, weight))
     rows = make_rows(kind)
     learner.logprobs(collate(rows))
     with monkeypatch.context() as without:
