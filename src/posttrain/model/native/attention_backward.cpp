@@ -1,7 +1,8 @@
 // Gradients of attention over the segments of a tree: P = exp(q k - normaliser), dV = P' dO, dS = P (dO V' - rowsum(dO O)),
 // dQ = dS K, dK = dS' Q, a tile of queries by a block of keys at a time. Sums are float32, and so are P and dS where the
-// processor does not multiply bfloat16 in its vectors; where it does they are rounded to be multiplied.
+// processor does not multiply bfloat16; where it does, in vectors or in tiles, they are rounded to be multiplied.
 #include "attention.h"
+#include "tiles.h"
 #include "words.h"
 
 #if defined(__AVX512F__)
@@ -58,10 +59,10 @@ static inline void add_rows(const float *a, const float *x, float *to, int64_t s
 }
 
 // Rows of numbers as the products want them, filled up with zeros to whole `TILE`s of rows.
-template <typename Part, int TILE>
+template <typename Part, int TILE, bool PLAIN = false>
 struct Rows {
     int64_t size;
-    Scratch by_word;  // (tiles, size / numbers of a word, TILE): a word holds neighbours of a row
+    Scratch by_word;  // (tiles, size / numbers of a word, TILE), PLAIN: (tiles, TILE, ...): a word holds neighbours of a row
     Scratch by_row;   // (tiles, TILE / numbers of a word, size): a word holds one number each of neighbouring rows
     Rows(int64_t filled, int64_t size) : size(size), by_word(filled * size / OF_A_WORD<Part>), by_row(filled * size / OF_A_WORD<Part>) {
         std::memset(by_word.at, 0, filled * size * sizeof(Part));
@@ -72,8 +73,9 @@ struct Rows {
         constexpr int64_t NUMBERS = OF_A_WORD<Part>;
         alignas(64) float words[LONGEST_HEAD];
         for (int64_t d = 0; d < size; d += LANES) ::put(reinterpret_cast<Part *>(words) + d, load(from + d));
-        float *to = tile_by_word(row) + row % TILE;
-        for (int64_t w = 0; w < size / NUMBERS; w++) to[w * TILE] = words[w];
+        if constexpr (PLAIN) std::memcpy(by_word.at + row * size / NUMBERS, words, size * sizeof(Part));
+        else
+            for (int64_t w = 0; w < size / NUMBERS; w++) tile_by_word(row)[w * TILE + row % TILE] = words[w];
         put_among(tile_by_row(row) + row % TILE / NUMBERS * size, reinterpret_cast<const Part *>(words), row % NUMBERS, size);
     }
     float *tile_by_word(int64_t row) const { return by_word.at + row / TILE * TILE * size / OF_A_WORD<Part>; }
@@ -81,18 +83,18 @@ struct Rows {
 };
 
 // one segment's queries of one key head
-template <typename Part>
+template <typename Queries, typename Keys>
 struct Task {
     int64_t many, num_keys, size;
-    const Rows<Part, QUERIES> &queries, &grads;
+    const Queries &queries, &grads;
     const float *centres, *normalisers;
     const int64_t *counts;  // keys that each query sees; 0 in the filling
-    const Rows<Part, LANES> &keys, &values;
+    const Keys &keys, &values;
     float *grad_keys, *grad_values, *grad_queries;  // (filled up, size), added to
 };
 
 template <typename Part>
-static void differentiate(const Task<Part> &at, float scale) {
+static inline void differentiate(const Task<Rows<Part, QUERIES>, Rows<Part, LANES>> &at, float scale) {
     constexpr int NUMBERS = OF_A_WORD<Part>;
     const vi lanes = numbers_of_lanes();
     const int64_t words = at.size / NUMBERS;
@@ -127,18 +129,108 @@ static void differentiate(const Task<Part> &at, float scale) {
         }
 }
 
+#ifdef TILE_SIDE
+constexpr int BLOCK = 2 * SIDE;  // queries, and keys, that meet
+
+// two tiles of rows of `a`, from 4 on: (BLOCK, words), `row` words apart
+static inline void load_rows(const float *a, int64_t row) {
+    _tile_loadd(4, a, row * 4);
+    _tile_loadd(5, a + SIDE * row, row * 4);
+}
+// tiles 0 to 3 += tiles 4 and 5 times those at `left` and `right`, whose words are `row` apart
+static inline void add_products(const float *left, const float *right, int64_t row) {
+    _tile_loadd(6, left, row * 4);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_loadd(7, right, row * 4);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+}
+static inline void store_sums(float *to, int64_t row) {
+    _tile_stored(0, to, row * 4);
+    _tile_stored(1, to + SIDE, row * 4);
+    _tile_stored(2, to + SIDE * row, row * 4);
+    _tile_stored(3, to + SIDE * row + SIDE, row * 4);
+}
+// found (BLOCK, BLOCK) = rows of queries, (BLOCK, words), times keys, (words, BLOCK)
+static inline void meet(const float *rows, const float *keys, int64_t words, float *found) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t d = 0; d < words; d += SIDE) {
+        load_rows(rows + d, words);
+        add_products(keys + d * BLOCK, keys + d * BLOCK + SIDE, BLOCK);
+    }
+    store_sums(found, BLOCK);
+}
+// to (BLOCK, size) += a (BLOCK, SIDE words) times x (SIDE words, size)
+static inline void add_block(const float *a, const float *x, float *to, int64_t size) {
+    load_rows(a, SIDE);
+    for (int64_t d = 0; d < size; d += 2 * SIDE) {
+        float *lower = to + d + SIDE * size;
+        _tile_loadd(0, to + d, size * 4);
+        _tile_loadd(1, to + d + SIDE, size * 4);
+        _tile_loadd(2, lower, size * 4);
+        _tile_loadd(3, lower + SIDE, size * 4);
+        add_products(x + d, x + d + SIDE, size);
+        store_sums(to + d, size);
+    }
+}
+
+static inline void differentiate(const Task<Rows<bf16, BLOCK, true>, Rows<bf16, BLOCK>> &at, float scale) {
+    const vi lanes = numbers_of_lanes();
+    const int64_t words = at.size / 2;
+    alignas(64) float weights[BLOCK * BLOCK], scores[BLOCK * BLOCK];
+    alignas(64) float score_rows[BLOCK * SIDE], weights_by_key[BLOCK * SIDE], scores_by_key[BLOCK * SIDE];
+    vu weight_words[2][SIDE], score_words[2][SIDE];  // of SIDE keys each: a word for each pair of queries
+    const InTiles in(Tiles(SIDE, SIDE));
+    for (int64_t from = 0; from < at.num_keys; from += KEYS_TOGETHER)
+        for (int64_t start = 0; start < at.many; start += BLOCK) {
+            int64_t most = 0;
+            for (int i = 0; i < BLOCK; i++) most = at.counts[start + i] > most ? at.counts[start + i] : most;
+            for (int64_t j = from; j < most && j < from + KEYS_TOGETHER; j += BLOCK) {
+                asm volatile("" ::: "memory");  // the tile instructions do not say what they read
+                meet(at.queries.tile_by_word(start), at.keys.tile_by_word(j), words, weights);
+                meet(at.grads.tile_by_word(start), at.values.tile_by_word(j), words, scores);
+                for (int i = 0; i < BLOCK; i += 2)
+                    for (int half = 0; half < 2; half++) {
+                        vf p[2], s[2];
+                        for (int k = 0; k < 2; k++) {
+                            const int64_t row = start + i + k, place = (i + k) * BLOCK + half * SIDE;
+                            const vi seen = lanes < static_cast<int32_t>(at.counts[row] - j - half * SIDE);
+                            const vf found = load(weights + place) * scale - at.normalisers[row];
+                            p[k] = choose(seen, exponential(found), vf{});
+                            s[k] = p[k] * (load(scores + place) - at.centres[row]) * scale;
+                            put(reinterpret_cast<bf16 *>(score_rows + (i + k) * SIDE) + half * SIDE, s[k]);
+                        }
+                        put_words(reinterpret_cast<float *>(&weight_words[half][i / 2]), p, static_cast<bf16 *>(nullptr));
+                        put_words(reinterpret_cast<float *>(&score_words[half][i / 2]), s, static_cast<bf16 *>(nullptr));
+                    }
+                for (int half = 0; half < 2; half++) {
+                    turn_tile(weight_words[half], reinterpret_cast<vu *>(weights_by_key + half * SIDE * SIDE));
+                    turn_tile(score_words[half], reinterpret_cast<vu *>(scores_by_key + half * SIDE * SIDE));
+                }
+                asm volatile("" ::: "memory");
+                add_block(scores_by_key, at.queries.tile_by_row(start), at.grad_keys + j * at.size, at.size);
+                add_block(weights_by_key, at.grads.tile_by_row(start), at.grad_values + j * at.size, at.size);
+                add_block(score_rows, at.keys.tile_by_row(j), at.grad_queries + start * at.size, at.size);
+            }
+        }
+}
+#endif
+
 // As attend_segments, with its results `out` and normalisers and the gradient `grad` of out, both (M, heads, size).
 // tasks are (num_tasks, 4): a segment, its first query token and the one after its last, and where in lines' count the
 // task's keys have room in `parts`, 2 x size x kv_heads numbers for each. grad_query is (M, heads, size); grad_key and
 // grad_value (T, kv_heads, size) are added to, in the tasks' order whoever was first.
-template <typename Number>
-static void attend_segments_backward(const Number *query, int64_t query_stride, const Number *key, int64_t key_stride,
+template <typename Part, int QUERIES_OF_TILE, int KEYS_OF_TILE, bool PLAIN, typename Number>
+static void differentiate_segments(const Number *query, int64_t query_stride, const Number *key, int64_t key_stride,
                                      const Number *value, int64_t value_stride, const Number *out, const Number *grad,
                                      const float *normalisers, const int64_t *lines, const int64_t *offsets, const int64_t *firsts,
                                      const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
                                      int64_t heads, int64_t kv_heads, int64_t size, Number *grad_query, float *grad_key,
                                      float *grad_value, float *parts, int threads) {
-    using Part = Multiplied<Number>;
     const int64_t group = heads / kv_heads;
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
 #pragma omp parallel num_threads(threads)
@@ -147,9 +239,12 @@ static void attend_segments_backward(const Number *query, int64_t query_stride, 
         for (int64_t each = 0; each < num_tasks * kv_heads; each++) {
             const int64_t *task = tasks + each / kv_heads * 4, head = each % kv_heads;
             const int64_t s = task[0], begin = task[1], num_keys = depths[s] + task[2], many = (task[2] - begin) * group;
-            const int64_t padded = whole_blocks(num_keys), filled = (many + QUERIES - 1) / QUERIES * QUERIES;
-            const Rows<Part, LANES> keys(padded, size), values(padded, size);
-            const Rows<Part, QUERIES> queries(filled, size), grads(filled, size);
+            const int64_t padded = (num_keys + KEYS_OF_TILE - 1) / KEYS_OF_TILE * KEYS_OF_TILE;
+            const int64_t filled = (many + QUERIES_OF_TILE - 1) / QUERIES_OF_TILE * QUERIES_OF_TILE;
+            using Queries = Rows<Part, QUERIES_OF_TILE, PLAIN>;
+            using Keys = Rows<Part, KEYS_OF_TILE>;
+            const Keys keys(padded, size), values(padded, size);
+            const Queries queries(filled, size), grads(filled, size);
             Scratch numbers(2 * filled), found((2 * padded + filled) * size), places(2 * filled);
             std::memset(numbers.at, 0, 2 * filled * 4);
             std::memset(found.at, 0, (2 * padded + filled) * size * 4);
@@ -172,7 +267,7 @@ static void attend_segments_backward(const Number *query, int64_t query_stride, 
                 norms[i] = normalisers[at * heads + h];
                 counts[i] = depths[s] + token + 1;
             }
-            differentiate<Part>({many, num_keys, size, queries, grads, centres, norms, counts, keys, values, found.at,
+            differentiate(Task<Queries, Keys>{many, num_keys, size, queries, grads, centres, norms, counts, keys, values, found.at,
                                  found.at + padded * size, grad_queries}, scale);
             for (int64_t i = 0; i < many; i++) {
                 Number *to = grad_query + ((firsts[s] + begin + i / group) * heads + head * group + i % group) * size;
@@ -198,4 +293,15 @@ static void attend_segments_backward(const Number *query, int64_t query_stride, 
     }
 }
 
-KERNEL(attend_segments_backward)
+// by vectors, of numbers that they multiply
+template <typename Number>
+constexpr auto *in_vectors = differentiate_segments<Multiplied<Number>, QUERIES, LANES, false, Number>;
+
+extern "C" {
+auto *attend_segments_backward_float32 = in_vectors<float>;
+#ifdef TILE_SIDE
+auto *attend_segments_backward_bfloat16 = HAS_TILES ? differentiate_segments<bf16, BLOCK, BLOCK, true, bf16> : in_vectors<bf16>;
+#else
+auto *attend_segments_backward_bfloat16 = in_vectors<bf16>;
+#endif
+}
