@@ -73,7 +73,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         own, total = ctx.accumulates_into, None
         if ctx.needs_input_grad[1]:
             total = torch.zeros_like(weight) if own is None else gradient_of(own)
-        for rows, logits in _chunks(hidden, weight, ctx.chunk_rows):
+        for rows, logits in _chunks(hidden, cast, ctx.chunk_rows):
             given = targets[rows], normalisers[rows], grad[rows]
             narrow = _log_softmax_backward(logits, *given, ctx.temperature)
             torch.mm(narrow, cast, out=grad_hidden[rows])

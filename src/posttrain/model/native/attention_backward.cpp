@@ -146,18 +146,9 @@ static inline void add_products(const float *left, const float *right, int64_t r
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(3, 5, 7);
 }
-static inline void store_sums(float *to, int64_t row) {
-    _tile_stored(0, to, row * 4);
-    _tile_stored(1, to + SIDE, row * 4);
-    _tile_stored(2, to + SIDE * row, row * 4);
-    _tile_stored(3, to + SIDE * row + SIDE, row * 4);
-}
 // found (BLOCK, BLOCK) = rows of queries, (BLOCK, words), times keys, (words, BLOCK)
 static inline void meet(const float *rows, const float *keys, int64_t words, float *found) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
     for (int64_t d = 0; d < words; d += SIDE) {
         load_rows(rows + d, words);
         add_products(keys + d * BLOCK, keys + d * BLOCK + SIDE, BLOCK);
@@ -168,11 +159,7 @@ static inline void meet(const float *rows, const float *keys, int64_t words, flo
 static inline void add_block(const float *a, const float *x, float *to, int64_t size) {
     load_rows(a, SIDE);
     for (int64_t d = 0; d < size; d += 2 * SIDE) {
-        float *lower = to + d + SIDE * size;
-        _tile_loadd(0, to + d, size * 4);
-        _tile_loadd(1, to + d + SIDE, size * 4);
-        _tile_loadd(2, lower, size * 4);
-        _tile_loadd(3, lower + SIDE, size * 4);
+        load_sums(to + d, size);
         add_products(x + d, x + d + SIDE, size);
         store_sums(to + d, size);
     }
@@ -226,11 +213,11 @@ static inline void differentiate(const Task<Rows<bf16, BLOCK, true>, Rows<bf16, 
 // grad_value (T, kv_heads, size) are added to, in the tasks' order whoever was first.
 template <typename Part, int QUERIES_OF_TILE, int KEYS_OF_TILE, bool PLAIN, typename Number>
 static void differentiate_segments(const Number *query, int64_t query_stride, const Number *key, int64_t key_stride,
-                                     const Number *value, int64_t value_stride, const Number *out, const Number *grad,
-                                     const float *normalisers, const int64_t *lines, const int64_t *offsets, const int64_t *firsts,
-                                     const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
-                                     int64_t heads, int64_t kv_heads, int64_t size, Number *grad_query, float *grad_key,
-                                     float *grad_value, float *parts, int threads) {
+                                   const Number *value, int64_t value_stride, const Number *out, const Number *grad,
+                                   const float *normalisers, const int64_t *lines, const int64_t *offsets, const int64_t *firsts,
+                                   const int64_t *depths, const int64_t *tasks, int64_t num_tasks,
+                                   int64_t heads, int64_t kv_heads, int64_t size, Number *grad_query, float *grad_key,
+                                   float *grad_value, float *parts, int threads) {
     const int64_t group = heads / kv_heads;
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
 #pragma omp parallel num_threads(threads)

@@ -17,12 +17,7 @@ static inline vu words_at(const bf16 *from, int64_t row, int64_t rows, int64_t w
 
 // to (SIDES, SIDES), `width` apart, += a x: a is two columns, x two rows of tiles, each of so many `words` deep
 static inline void add_tiles(const float *a, const float *x, int64_t words, float *to, int64_t width) {
-    const int64_t row = width * sizeof(float);
-    float *lower = to + SIDE * width;
-    _tile_loadd(0, to, row);
-    _tile_loadd(1, to + SIDE, row);
-    _tile_loadd(2, lower, row);
-    _tile_loadd(3, lower + SIDE, row);
+    load_sums(to, width);
     for (int64_t d = 0; d < words; d += SIDE) {
         _tile_loadd(6, x + d * SIDE, 64);
         _tile_loadd(4, a + d * SIDE, 64);
@@ -33,10 +28,7 @@ static inline void add_tiles(const float *a, const float *x, int64_t words, floa
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, to, row);
-    _tile_stored(1, to + SIDE, row);
-    _tile_stored(2, lower, row);
-    _tile_stored(3, lower + SIDE, row);
+    store_sums(to, width);
 }
 
 // outputs and inputs are multiples of SIDES; threads share the outputs

@@ -10,8 +10,7 @@ constexpr int ROWS = 12;
 #else
 constexpr int ROWS = 6;
 #endif
-constexpr int64_t WIDTH = 2 * LANES;         // outputs of a strip
-constexpr int64_t WORDS_TOGETHER = 1 << 16;  // inputs that stay in a core's second cache while weights pass by
+constexpr int64_t WIDTH = 2 * LANES;  // outputs of a strip
 
 // MANY rows times the strip of VECTORS x LANES outputs at `strip`. After each LANES inputs memory is asked for `lines` more
 // lines of the strip at `ahead`, which is the next: asked for at once they would have to wait for each other.

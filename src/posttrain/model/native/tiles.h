@@ -9,7 +9,6 @@
 // The system gives a process these registers when it asks (arch_prctl(2): ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA).
 static const bool HAS_TILES = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 
-constexpr int64_t X_TOGETHER = 1 << 16;  // words of x that stay in a core's second cache while weights pass by
 constexpr int64_t OUT_TOGETHER = 1 << 20;  // numbers of a result that caches hold until it is read
 #define TILE_SIDE 16
 constexpr int64_t SIDE = TILE_SIDE;  // rows, and words of a row, that a tile has at most
@@ -31,6 +30,28 @@ struct InTiles {
     InTiles(const InTiles &) = delete;
     ~InTiles() { _tile_release(); }
 };
+
+// Four sums, (2 SIDE, 2 SIDE), in tiles 0 to 3; in memory their rows are `width` apart.
+static inline void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+static inline void load_sums(const float *from, int64_t width) {
+    const float *lower = from + SIDE * width;
+    _tile_loadd(0, from, width * 4);
+    _tile_loadd(1, from + SIDE, width * 4);
+    _tile_loadd(2, lower, width * 4);
+    _tile_loadd(3, lower + SIDE, width * 4);
+}
+static inline void store_sums(float *to, int64_t width) {
+    float *lower = to + SIDE * width;
+    _tile_stored(0, to, width * 4);
+    _tile_stored(1, to + SIDE, width * 4);
+    _tile_stored(2, lower, width * 4);
+    _tile_stored(3, lower + SIDE, width * 4);
+}
 
 // word w of rows[i] becomes word i of to[w]
 static inline void turn_tile(const vu *rows, vu *to) {
@@ -68,10 +89,7 @@ template <int DOWN, int ACROSS, bool ONCE>
 static inline void multiply_tiles(const float *x, int64_t upper, int64_t words, const float *strip, float *sums) {
     const int64_t row = words * sizeof(float), across = 2 * SIDE;
     const float *lower = x + upper * words, *right = strip + words * SIDE;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
     for (int64_t d = 0; d < words; d += SIDE) {
         LOAD_TILE(!ONCE, 6, strip + d * SIDE, 64);
         LOAD_TILE(ONCE, 4, x + d, row);
@@ -121,7 +139,7 @@ static inline void multiply_in_tiles(const bf16 *inputs, const bf16 *weights, in
     const float *x = reinterpret_cast<const float *>(inputs), *weight = reinterpret_cast<const float *>(weights);
     const int64_t strips = (outputs + 2 * SIDE - 1) / (2 * SIDE), across = GATED ? outputs / 2 : outputs;
     const int64_t blocks = (rows + 2 * SIDE - 1) / (2 * SIDE), block = (rows + blocks - 1) / blocks;
-    const int64_t upper = block > SIDE ? (block + 1) / 2 : block, lower = block - upper, some = 1 + X_TOGETHER / (block * words);
+    const int64_t upper = block > SIDE ? (block + 1) / 2 : block, lower = block - upper, some = 1 + WORDS_TOGETHER / (block * words);
     const bool is_even = outputs % (2 * SIDE) == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
     const bool leaves = !GATED && is_even && rows * outputs > OUT_TOGETHER;
     alignas(64) float sums[4 * SIDE * SIDE];

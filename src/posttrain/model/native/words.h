@@ -5,6 +5,8 @@
 template <typename Number>
 constexpr int64_t OF_A_WORD = 4 / static_cast<int64_t>(sizeof(Number));
 
+constexpr int64_t WORDS_TOGETHER = 1 << 16;  // of inputs, that stay in a core's second cache while weights pass by
+
 // sum + words * x, whose numbers are of the type that the last argument points to
 static inline vf add_words(vf sum, vf words, float x, const float *) { return add_product(sum, words, x); }
 #ifdef __AVX512BF16__
