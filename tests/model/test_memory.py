@@ -74,11 +74,12 @@ class Info(ctypes.Structure):
     _fields_ = [(str(i), ctypes.c_size_t) for i in range(10)]
 libc = ctypes.CDLL(None)
 libc.mallinfo2.restype = Info
-blocks = [torch.ones(1 << 18) for _ in range(100)]
+SIZE = (1 << 18) - 2  # with glibc's header whole lines: blocks lie side by side, and holes are no larger than they
+blocks = [torch.ones(SIZE) for _ in range(100)]
 stay = blocks[::2]
 del blocks
 before = getattr(libc.mallinfo2(), "0")
-again = [torch.full((1 << 18,), 2.0) for _ in range(50)]
+again = [torch.full((SIZE,), 2.0) for _ in range(50)]
 print(getattr(libc.mallinfo2(), "0") - before)
 assert all(x.data_ptr() % 64 == 0 for x in again + stay)
 assert all(x.eq(1).all() for x in stay) and all(x.eq(2).all() for x in again)
@@ -98,7 +99,8 @@ def test_a_freed_block_takes_the_next_of_its_size():
             env=dict(os.environ),
         )
         grown[mode] = int(done.stdout)
-    assert grown["fitting"] <= 2 * MIB < grown["plain"]  # 6 or 49 MiB, by where the heap begins
+    assert grown["fitting"] <= 2 * MIB
+    assert grown["plain"] >= 10 * MIB
 
 
 SIZES = """
