@@ -12,14 +12,6 @@ constexpr int QUERIES = 8, TOGETHER = 4;  // half of 16
 #endif
 constexpr int64_t KEYS_TOGETHER = 256;  // which stay with their gradients in a core's second cache while queries pass by
 
-#ifdef __AVX512BF16__
-template <typename Number>
-using Multiplied = Number;
-#else
-template <typename Number>
-using Multiplied = float;
-#endif
-
 static inline vi numbers_of_lanes() {
     vi numbers{};
     for (int i = 0; i < LANES; i++) numbers[i] = i;

@@ -96,6 +96,11 @@ def lanes() -> int:
     return int(_symbol("lanes", ctypes.c_int))
 
 
+def at_once(dtype: torch.dtype) -> int:
+    """Numbers of a word where this processor multiplies words of them, as attention has them: two in bfloat16, else one."""
+    return int(_symbol(f"at_once_{KINDS[dtype]}", ctypes.c_int64))
+
+
 def _symbol(name: str, kind: Any) -> Any:
     found = library()
     assert found is not None

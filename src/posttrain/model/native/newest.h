@@ -39,11 +39,14 @@ struct Token {
 // its key and value at `head` join the slot
 template <typename Number>
 static inline void keep_newest(const Token<Number> &token, const Place<Number> &at, const Heads &n, int64_t head) {
+    constexpr int64_t WIDE = AT_ONCE<Number>;
     const int64_t place = at.length - 1 - at.depth;
-    Number turned[LONGEST_HEAD], *block = at.keys + place / LANES * n.size * LANES + place % LANES;
+    const Number *value = token.projected + (n.heads + n.kv_heads + head) * n.size;
+    Number turned[LONGEST_HEAD], *block = at.keys + place / LANES * n.size * LANES + place % LANES * WIDE;
+    Number *row = at.values + place / WIDE * n.size * WIDE + place % WIDE;
     turn(token.projected + (n.heads + head) * n.size, token.cos, token.sin, turned, n.size);
-    for (int64_t d = 0; d < n.size; d++) block[d * LANES] = turned[d];
-    std::memcpy(at.values + place * n.size, token.projected + (n.heads + n.kv_heads + head) * n.size, n.size * sizeof(Number));
+    for (int64_t d = 0; d < n.size; d++) block[d / WIDE * LANES * WIDE + d % WIDE] = turned[d];
+    for (int64_t d = 0; d < n.size; d++) row[d * WIDE] = value[d];
 }
 
 // Room for the queries of `rows` tokens of up to `longest` tokens before them.
@@ -65,7 +68,7 @@ static void attend_newest_at(const Token<Number> *tokens, const Place<Number> *p
         const Token<Number> &token = tokens[i / group];
         Number turned[LONGEST_HEAD];
         turn(token.projected + (head * group + i % group) * size, token.cos, token.sin, turned, size);
-        scaled(turned, room.queries.at + i * size, size, scale);
+        to_words(turned, room.queries.at + i * (size / AT_ONCE<Number>), size);
     }
     std::memset(room.sums.at, 0, many * size * sizeof(float));
     const Queries all{room.queries.at, room.scores.at, room.stride, room.sums.at};
@@ -75,7 +78,7 @@ static void attend_newest_at(const Token<Number> *tokens, const Place<Number> *p
     for (int64_t row = 0; row < count; row++)
         in_tiles(group, [&](auto tile, int64_t start) { score<tile>(all, row * group + start, own(row), size, depth, start == 0); });
     for (int64_t i = 0; i < many; i++)
-        room.scales.at[i] = soften(room.scores.at + i * room.stride, places[i / group].length, nullptr);
+        room.scales.at[i] = soften<Multiplied<Number>>(room.scores.at + i * room.stride, places[i / group].length, scale, nullptr);
     in_tiles(many, [&](auto tile, int64_t start) { mix<tile>(all, start, trunk, size, 0, start == 0 ? next.trunk_keys : nullptr); });
     for (int64_t row = 0; row < count; row++)
         in_tiles(group, [&](auto tile, int64_t start) {

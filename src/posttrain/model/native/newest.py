@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.model.native.build import KINDS, call, lanes
+from posttrain.model.native.build import KINDS, at_once, call, lanes
 
 _ROWS_TOGETHER = 8
 """Rows of one trunk that read it together: enough to read it seldom, few enough that threads share the work."""
@@ -19,7 +19,7 @@ _ROWS_TOGETHER = 8
 @dataclass(frozen=True, slots=True)
 class Trunk:
     """The first tokens of one or more samples: keys and values, each (layers, kv_heads, depth, D), a whole number of
-    blocks, keys as `in_blocks`.
+    blocks, as `laid_keys` and `laid_values`.
     """
 
     keys: Tensor
@@ -87,7 +87,7 @@ def attend_newest(
     """(A', heads * D): rotates each newest token, puts its key and value into the cache and attends to all there.
 
     projected is (A', (heads + 2 kv_heads) * D): queries, keys, values; cos and sin (A', 1, D/2). keys and values
-    are those of `layer`, (slots, kv_heads, capacity, D), keys as `in_blocks`. Rows beyond those of `lines` are zero.
+    are those of `layer`, (slots, kv_heads, capacity, D), laid out as the cache has them. Rows beyond those of `lines` are zero.
     """
     _, kv_heads, capacity, size = keys.shape
     make = torch.empty if len(projected) == len(lines) else torch.zeros
@@ -103,8 +103,23 @@ def attend_newest(
     return out
 
 
+def laid_keys(keys: Tensor) -> Tensor:
+    """(..., n, D) keys, n a multiple of `lanes()`, as the cache has them: `in_blocks`, by words where these are multiplied."""
+    if at_once(keys.dtype) == 1:
+        return in_blocks(keys)
+    return in_blocks(keys.contiguous().view(torch.float32)).view(keys.dtype)
+
+
+def laid_values(values: Tensor) -> Tensor:
+    """(..., n, D) values, n even, as the cache has them: each two by turns where words are multiplied, (D, 2)."""
+    if at_once(values.dtype) == 1:
+        return values.contiguous()
+    pairs = values.unflatten(-2, (-1, 2)).transpose(-1, -2)
+    return pairs.reshape(values.shape).contiguous()
+
+
 def in_blocks(keys: Tensor) -> Tensor:
-    """(..., n, D) keys, n a multiple of `lanes()`, as the cache lays them out: the same shape, blocks of (D, lanes)."""
+    """(..., n, D) keys, n a multiple of `lanes()`, in blocks of (D, lanes): the same shape."""
     *rest, length, size = keys.shape
     blocks = keys.reshape(*rest, length // lanes(), lanes(), size).transpose(-1, -2)
     # kernels read memory, and a single square block would come out as a view that leaves it as it was

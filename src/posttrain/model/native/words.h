@@ -5,6 +5,21 @@
 template <typename Number>
 constexpr int64_t OF_A_WORD = 4 / static_cast<int64_t>(sizeof(Number));
 
+// what attention multiplies such numbers as: as they are where the processor does, else float32
+#ifdef __AVX512BF16__
+template <typename Number>
+using Multiplied = Number;
+#else
+template <typename Number>
+using Multiplied = float;
+#endif
+// numbers that join a sum at once
+template <typename Number>
+constexpr int64_t AT_ONCE = OF_A_WORD<Multiplied<Number>>;
+// tells add_words so
+template <typename Number>
+constexpr Multiplied<Number> *AS = nullptr;
+
 constexpr int64_t WORDS_TOGETHER = 1 << 16;  // of inputs, that stay in a core's second cache while weights pass by
 
 // sum + words * x, whose numbers are of the type that the last argument points to
@@ -42,6 +57,21 @@ static inline void put_words(float *p, const vf *x, const bf16 *) {
     put(numbers[1], x[1]);
     const vf low = load(numbers[0]), high = load(numbers[1]);  // each in the upper half of its lanes
     *reinterpret_cast<vu *>(p) = reinterpret_cast<const vu &>(low) >> 16 | reinterpret_cast<const vu &>(high);
+}
+
+// LANES words, or numbers where those are multiplied
+template <typename Number>
+static inline vf load_words(const Number *from) {
+    if constexpr (AT_ONCE<Number> == 2) return load(reinterpret_cast<const float *>(from));
+    else return load(from);
+}
+
+// `count` numbers as words, or as float32 where numbers are multiplied
+template <typename Number>
+static inline void to_words(const Number *from, float *to, int64_t count) {
+    if constexpr (AT_ONCE<Number> == 2) std::memcpy(to, from, count * sizeof(Number));
+    else
+        for (int64_t i = 0; i < count; i += LANES) store(to + i, load(from + i));
 }
 
 // the numbers at `from` as those in place `which` of `count` words, where there were zeros

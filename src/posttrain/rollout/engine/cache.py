@@ -9,7 +9,7 @@ from torch import Tensor
 from posttrain.model.attention import round_up
 from posttrain.model.decoder import Shape
 from posttrain.model.native.attention import fits
-from posttrain.model.native.newest import Trunk, in_blocks
+from posttrain.model.native.newest import Trunk, laid_keys, laid_values
 
 
 class Cache:
@@ -18,8 +18,8 @@ class Cache:
     Slots are kept dense by their owner, who moves the last one into the place of one that ended.
 
     Where the compiled kernel attends, `is_blocked`: keys lie in blocks of some positions with the dimension
-    outermost, so that it multiplies a block at a time; a block's place and size are those of its positions. Then a
-    sequence may begin with a trunk that lies elsewhere, and its slot holds what follows. Not with `plain`.
+    outermost, so that it multiplies a block at a time, and values by pairs where it multiplies bfloat16; a block's
+    place and size are those of its positions. Then a sequence may begin with a trunk that lies elsewhere, and its slot holds what follows. Not with `plain`.
     """
 
     def __init__(
@@ -75,22 +75,21 @@ class Cache:
     def put(self, slot: int, keys: Tensor, values: Tensor) -> None:
         """Start slot `slot` with the keys and values, each (layers, kv_heads, length, head_dim), of a prompt."""
         if self.is_blocked:
-            filled = F.pad(keys, (0, 0, 0, round_up(keys.shape[2]) - keys.shape[2]))
-            self.keys[:, slot, :, : filled.shape[2]] = in_blocks(filled)
-        else:
-            self.keys[:, slot, :, : keys.shape[2]] = keys
+            filling = (0, 0, 0, round_up(keys.shape[2]) - keys.shape[2])
+            keys, values = laid_keys(F.pad(keys, filling)), laid_values(F.pad(values, filling))
+        self.keys[:, slot, :, : keys.shape[2]] = keys
         self.values[:, slot, :, : values.shape[2]] = values
 
     def trunk(self, keys: Tensor, values: Tensor) -> Trunk:
         """The start of sequences: keys and values (layers, kv_heads, length, head_dim) of some whole blocks."""
-        return Trunk(in_blocks(keys), values.contiguous())
+        return Trunk(laid_keys(keys), laid_values(values))
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of slot `source` over slot `target`."""
         if source != target:
             whole = round_up(length) if self.is_blocked else length  # a block's positions lie all over it
             self.keys[:, target, :, :whole] = self.keys[:, source, :, :whole]
-            self.values[:, target, :, :length] = self.values[:, source, :, :length]
+            self.values[:, target, :, :whole] = self.values[:, source, :, :whole]
 
     def clear(self) -> None:
         """Give the memory back."""
