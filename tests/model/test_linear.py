@@ -12,9 +12,9 @@ from posttrain.model.ops import add_product_, linear
 
 BF16 = torch.bfloat16
 ROWS, OUTPUTS, INPUTS = 33, 96, 64
-needs_tiles = pytest.mark.skipif(
+needs_products = pytest.mark.skipif(
     not outer.fits(torch.zeros(32, 32), torch.zeros(1, 32, dtype=BF16), torch.zeros(1, 32, dtype=BF16)),
-    reason="this processor has no tiles",
+    reason="this processor does not multiply bfloat16",
 )
 
 
@@ -53,7 +53,7 @@ def test_nothing_is_recorded_where_no_gradient_is_wanted():
     assert not linear(x, weight.detach()).requires_grad
 
 
-@needs_tiles
+@needs_products
 @pytest.mark.parametrize(
     ("rows", "outputs", "inputs"),
     [(1, 32, 32), (2, 64, 96), (31, 32, 64), (33, 96, 32), (1000, 64, 608), (513, 576, 192)],
@@ -68,7 +68,7 @@ def test_outer_products_are_float64s_to_float32s_rounding(rows, outputs, inputs)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6 * rows)
 
 
-@needs_tiles
+@needs_products
 def test_strided_and_empty_inputs():
     a, x = normal(64, 40, seed=1).t(), normal(2 * 40, 32, seed=2)[::2]
     exact = a.double().t() @ x.double()

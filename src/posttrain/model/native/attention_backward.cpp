@@ -187,8 +187,8 @@ static inline void differentiate(const Task<Rows<bf16, BLOCK, true>, Rows<bf16, 
                         put_words(reinterpret_cast<float *>(&score_words[half][i / 2]), s, static_cast<bf16 *>(nullptr));
                     }
                 for (int half = 0; half < 2; half++) {
-                    turn_tile(weight_words[half], reinterpret_cast<vu *>(weights_by_key + half * SIDE * SIDE));
-                    turn_tile(score_words[half], reinterpret_cast<vu *>(scores_by_key + half * SIDE * SIDE));
+                    turn_words(weight_words[half], reinterpret_cast<vu *>(weights_by_key + half * SIDE * SIDE));
+                    turn_words(score_words[half], reinterpret_cast<vu *>(scores_by_key + half * SIDE * SIDE));
                 }
                 asm volatile("" ::: "memory");
                 add_block(scores_by_key, at.queries.tile_by_row(start), at.grad_keys + j * at.size, at.size);

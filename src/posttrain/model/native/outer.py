@@ -1,4 +1,4 @@
-"""Sums of outer products, the gradients of weights, on tensors: where the processor multiplies in tiles."""
+"""Sums of outer products, the gradients of weights, on tensors: where the processor multiplies bfloat16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIDES = 32
 
 
 def fits(total: Tensor, a: Tensor, x: Tensor) -> bool:
-    """Whether the kernel adds a^T x to `total` (O, I): bfloat16 to float32, on a CPU with AMX, whole tiles."""
+    """Whether the kernel adds a^T x to `total` (O, I): bfloat16 to float32, on a CPU with AVX512-BF16 or AMX, whole blocks."""
     return (
         (total.dtype, a.dtype, x.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
         and total.device.type == "cpu"

@@ -22,7 +22,7 @@ static void lay(const From *weight, int64_t outputs, int64_t inputs, bf16 *to, i
             for (int64_t q = 0; q < SIDE; q++)
                 for (int64_t half = 0; half < 2; half++)
                     put(reinterpret_cast<bf16 *>(rows + q) + half * SIDE, load(weight + (o + q) * inputs + i + half * SIDE));
-            turn_tile(rows, reinterpret_cast<vu *>(to + o * inputs + i * SIDE));
+            turn_words(rows, reinterpret_cast<vu *>(to + o * inputs + i * SIDE));
         }
 }
 #endif

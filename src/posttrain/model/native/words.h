@@ -85,3 +85,28 @@ static inline void put_among(float *words, const bf16 *from, int64_t which, int6
         to[i] |= which == 0 ? reinterpret_cast<const vu &>(high) >> 16 : reinterpret_cast<const vu &>(high);
     }
 }
+
+#ifdef __AVX512F__
+// word w of rows[i] becomes word i of to[w]
+static inline void turn_words(const vu *rows, vu *to) {
+    __m512i a[LANES], b[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        const __m512i first = reinterpret_cast<const __m512i &>(rows[i]), second = reinterpret_cast<const __m512i &>(rows[i + 1]);
+        a[i] = _mm512_unpacklo_epi32(first, second), a[i + 1] = _mm512_unpackhi_epi32(first, second);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int k = 0; k < 2; k++) {
+            b[i + 2 * k] = _mm512_unpacklo_epi64(a[i + k], a[i + 2 + k]);
+            b[i + 2 * k + 1] = _mm512_unpackhi_epi64(a[i + k], a[i + 2 + k]);
+        }
+    // b[4 g + c] has words c, c + 4, c + 8, c + 12 of rows 4 g to 4 g + 3
+    for (int c = 0; c < 4; c++) {
+        const __m512i even = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd);
+        const __m512i even2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88), odd2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+        reinterpret_cast<__m512i &>(to[c]) = _mm512_shuffle_i32x4(even, even2, 0x88);
+        reinterpret_cast<__m512i &>(to[4 + c]) = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+        reinterpret_cast<__m512i &>(to[8 + c]) = _mm512_shuffle_i32x4(even, even2, 0xdd);
+        reinterpret_cast<__m512i &>(to[12 + c]) = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+    }
+}
+#endif
