@@ -179,7 +179,9 @@ def test_attention_over_segments_and_over_the_cache_is_one_to_the_bit(
         for cache, part in zip((keys, values), parts, strict=True):
             cache[slot, :, : length - 1 - shared] = part[:, shared:]
         held = [torch.stack([torch.zeros_like(part), part])[:, :, :shared].contiguous() for part in parts]
-        trunks.append(newest.Trunk(newest.laid_keys(held[0]), newest.laid_values(held[1])) if shared else None)
+        trunks.append(
+            newest.Trunk(newest.laid_keys(held[0]), newest.laid_values(held[1])) if shared else None
+        )
     if case == "shared":  # one place for all
         trunks = trunks[:1] * len(trunks)
     unturned = torch.ones(len(last), 1, size // 2, dtype=kind)  # cos of no angle

@@ -97,7 +97,7 @@ def lanes() -> int:
 
 
 def at_once(dtype: torch.dtype) -> int:
-    """Numbers of a word where this processor multiplies words of them, as attention has them: two in bfloat16, else one."""
+    """Numbers that attention multiplies at once, in a word: two in bfloat16 where the processor can, else one."""
     return int(_symbol(f"at_once_{KINDS[dtype]}", ctypes.c_int64))
 
 

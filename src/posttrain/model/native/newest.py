@@ -87,7 +87,8 @@ def attend_newest(
     """(A', heads * D): rotates each newest token, puts its key and value into the cache and attends to all there.
 
     projected is (A', (heads + 2 kv_heads) * D): queries, keys, values; cos and sin (A', 1, D/2). keys and values
-    are those of `layer`, (slots, kv_heads, capacity, D), laid out as the cache has them. Rows beyond those of `lines` are zero.
+    are those of `layer`, (slots, kv_heads, capacity, D), as `laid_keys` and `laid_values`. Rows beyond those of
+    `lines` are zero.
     """
     _, kv_heads, capacity, size = keys.shape
     make = torch.empty if len(projected) == len(lines) else torch.zeros
@@ -104,7 +105,7 @@ def attend_newest(
 
 
 def laid_keys(keys: Tensor) -> Tensor:
-    """(..., n, D) keys, n a multiple of `lanes()`, as the cache has them: `in_blocks`, by words where these are multiplied."""
+    """(..., n, D) keys, n a multiple of `lanes()`, as the cache has them: `in_blocks` of what is multiplied at once."""
     if at_once(keys.dtype) == 1:
         return in_blocks(keys)
     return in_blocks(keys.contiguous().view(torch.float32)).view(keys.dtype)

@@ -12,7 +12,7 @@ _SIDES = 32
 
 
 def fits(total: Tensor, a: Tensor, x: Tensor) -> bool:
-    """Whether the kernel adds a^T x to `total` (O, I): bfloat16 to float32, on a CPU with AVX512-BF16 or AMX, whole blocks."""
+    """Whether the kernel adds a^T x to `total` (O, I): bfloat16 to float32, whole blocks, on a CPU with AVX512-BF16."""
     return (
         (total.dtype, a.dtype, x.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
         and total.device.type == "cpu"

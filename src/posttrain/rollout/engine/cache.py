@@ -19,7 +19,8 @@ class Cache:
 
     Where the compiled kernel attends, `is_blocked`: keys lie in blocks of some positions with the dimension
     outermost, so that it multiplies a block at a time, and values by pairs where it multiplies bfloat16; a block's
-    place and size are those of its positions. Then a sequence may begin with a trunk that lies elsewhere, and its slot holds what follows. Not with `plain`.
+    place and size are those of its positions. Then a sequence may begin with a trunk that lies elsewhere, and its slot
+    holds what follows. Not with `plain`.
     """
 
     def __init__(
