@@ -24,7 +24,7 @@ static inline void multiply_block(const float *rows, const float *block, int64_t
     vf sums[QUERIES] = {};
     for (int64_t d = 0; d < words; d++) {
         const vf key = load(block + d * LANES);
-        for (int i = 0; i < QUERIES; i++) sums[i] = add_words(sums[i], key, rows[d * QUERIES + i], static_cast<Part *>(nullptr));
+        for (int i = 0; i < QUERIES; i++) sums[i] = add_words(sums[i], key, rows[d * QUERIES + i], AS<Part>);
     }
     for (int i = 0; i < QUERIES; i++) store(found + i * LANES, sums[i]);
 }
@@ -41,8 +41,8 @@ static inline void add_rows(const float *a, const float *x, float *to, int64_t s
                 const vf x0 = load(x + w * size + d), x1 = load(x + w * size + d + LANES);
                 for (int k = 0; k < TOGETHER; k++) {
                     const float by = a[(r + k) * ROW + w * STEP];
-                    sums[k][0] = add_words(sums[k][0], x0, by, static_cast<Part *>(nullptr));
-                    sums[k][1] = add_words(sums[k][1], x1, by, static_cast<Part *>(nullptr));
+                    sums[k][0] = add_words(sums[k][0], x0, by, AS<Part>);
+                    sums[k][1] = add_words(sums[k][1], x1, by, AS<Part>);
                 }
             }
             for (int k = 0; k < TOGETHER; k++)
@@ -110,8 +110,8 @@ static inline void differentiate(const Task<Rows<Part, QUERIES>, Rows<Part, LANE
                         s[k] = p[k] * (load(scores + (i + k) * LANES) - at.centres[row]) * scale;
                         put(reinterpret_cast<Part *>(score_rows + (i + k) * LANES / NUMBERS), s[k]);
                     }
-                    put_words(weight_words + i / NUMBERS * LANES, p, static_cast<Part *>(nullptr));
-                    put_words(score_words + i / NUMBERS * LANES, s, static_cast<Part *>(nullptr));
+                    put_words(weight_words + i / NUMBERS * LANES, p, AS<Part>);
+                    put_words(score_words + i / NUMBERS * LANES, s, AS<Part>);
                 }
                 constexpr int PAIRS = QUERIES / NUMBERS, KEY_PAIRS = LANES / NUMBERS;
                 add_rows<Part, LANES, PAIRS, 1, LANES>(score_words, queries, at.grad_keys + j * at.size, at.size);
@@ -183,8 +183,8 @@ static inline void differentiate(const Task<Rows<bf16, BLOCK, true>, Rows<bf16, 
                             s[k] = p[k] * (load(scores + place) - at.centres[row]) * scale;
                             put(reinterpret_cast<bf16 *>(score_rows + (i + k) * SIDE) + half * SIDE, s[k]);
                         }
-                        put_words(reinterpret_cast<float *>(&weight_words[half][i / 2]), p, static_cast<bf16 *>(nullptr));
-                        put_words(reinterpret_cast<float *>(&score_words[half][i / 2]), s, static_cast<bf16 *>(nullptr));
+                        put_words(reinterpret_cast<float *>(&weight_words[half][i / 2]), p, AS<bf16>);
+                        put_words(reinterpret_cast<float *>(&score_words[half][i / 2]), s, AS<bf16>);
                     }
                 for (int half = 0; half < 2; half++) {
                     turn_words(weight_words[half], reinterpret_cast<vu *>(weights_by_key + half * SIDE * SIDE));

@@ -5,7 +5,7 @@
 template <typename Number>
 constexpr int64_t OF_A_WORD = 4 / static_cast<int64_t>(sizeof(Number));
 
-// what attention multiplies such numbers as: as they are where the processor does, else float32
+// what such numbers are multiplied as, but by weights: as they are where the processor does, else float32
 #ifdef __AVX512BF16__
 template <typename Number>
 using Multiplied = Number;
